@@ -1,0 +1,556 @@
+package dhcp
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/krolaw/dhcp4"
+	"golang.org/x/time/rate"
+
+	"github.com/talkingdata/oam-docker-ipam/lease"
+)
+
+// Client runs DHCP exchanges for endpoints on this host. It implements
+// lease.Client and may be used concurrently; Close ends it.
+type Client struct {
+	global    lease.Options
+	log       *slog.Logger
+	probeMAC  lease.MAC
+	drops     Drops
+	farewells *rate.Limiter
+
+	// What the host does; tests put their own in.
+	open     func(relay netip.Addr) (conn net.PacketConn, unlock func(), err error)
+	source   func(to netip.AddrPort) (netip.Addr, error)
+	resolve  func(ctx context.Context, host string) ([]netip.Addr, error)
+	hardware func(relay netip.Addr) (lease.MAC, error)
+
+	// mu guards links.
+	mu    sync.Mutex
+	links map[netip.Addr]*Link // by relay address
+}
+
+var _ lease.Client = (*Client)(nil)
+
+// NewClient makes a client with the settings that apply where a pool has none.
+// Links are opened when they are needed.
+func NewClient(global lease.Options, log *slog.Logger) *Client {
+	return &Client{
+		global: global, log: log, probeMAC: hostMAC(),
+		farewells: rate.NewLimiter(rate.Every(farewellSpacing), farewellBurst),
+		open:      openRelay, source: sourceTowards, resolve: resolveHost, hardware: hardwareOf,
+		links: map[netip.Addr]*Link{},
+	}
+}
+
+// Open opens the links of the global settings ahead of the first request. It
+// returns an ErrSecondCopy; anything else that is wrong may be mended by then,
+// so it is only logged. Names are left to the requests: resolving may take
+// long.
+func (c *Client) Open() error {
+	var errs []error
+	if relay := c.global.Relay; fixed(relay) {
+		_, err := c.link(relay)
+		errs = append(errs, err)
+	} else {
+		for _, server := range c.global.Servers {
+			if addr, err := netip.ParseAddr(server.Host); err == nil {
+				_, err = c.path(relay, netip.AddrPortFrom(addr, server.Port))
+				errs = append(errs, err)
+			}
+		}
+	}
+	for _, err := range errs {
+		switch {
+		case errors.Is(err, ErrSecondCopy):
+			return err
+		case err != nil:
+			c.log.Warn("relay address not opened yet", "error", err)
+		}
+	}
+	return nil
+}
+
+// Close closes all links. No exchange may be running.
+func (c *Client) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var errs []error
+	for _, l := range c.links {
+		errs = append(errs, l.Close())
+	}
+	clear(c.links)
+	return errors.Join(errs...)
+}
+
+// Drops counts what was received and not used.
+func (c *Client) Drops() *Drops { return &c.drops }
+
+// hostMAC is a locally administered MAC that stays the same on this host.
+func hostMAC() lease.MAC {
+	id, err := os.ReadFile("/etc/machine-id")
+	if err != nil {
+		// Its name is the next best; only a clash of two probes depends on it.
+		name, _ := os.Hostname()
+		id = []byte(name)
+	}
+	sum := sha256.Sum256(append([]byte("oam-docker-ipam probe "), id...))
+	mac := lease.MAC(sum[:6])
+	mac[0] = mac[0]&^0x01 | 0x02
+	return mac
+}
+
+// backoff is the wait after the n-th sending of a message, up to first after
+// the first one.
+func backoff(first time.Duration, n int) time.Duration {
+	wait := min(first<<min(n, 4), 4*time.Second)
+	return wait/2 + rand.N(wait/2)
+}
+
+const (
+	// firstWait is for exchanges in which the server looks whether an address
+	// is free. For the rest one round trip is enough.
+	firstWait, firstConfirmWait = time.Second, 300 * time.Millisecond
+	// requestTries is how often a REQUEST is sent before its server counts as
+	// gone (RFC 2131 section 3.1 (5) has four).
+	requestTries = 4
+	// offerWait is how long other servers may still offer after an offer that
+	// was refused. Before they offer, an ISC dhcpd pings for 1 s and a dnsmasq
+	// for 3 s.
+	offerWait = 4 * time.Second
+	// nakWait is how long a NAK of another server than the lease's own is
+	// held back for an ACK that may follow it.
+	nakWait = 2 * time.Second
+	// replyQueue holds the replies of one exchange that weren't looked at yet.
+	replyQueue = 16
+)
+
+// exchange is a run of messages with one xid.
+type exchange struct {
+	key      exchangeKey
+	clientID []byte // option 61 of every message
+	began    time.Time
+	pool     lease.Pool
+	paths    []path
+	replies  chan reply
+	sent     int   // messages that left
+	failed   error // of the last sending that failed
+}
+
+// begin opens an exchange on all paths; the caller must end it.
+func begin(pool lease.Pool, mac lease.MAC, clientID []byte, paths []path) *exchange {
+	x := &exchange{
+		key: exchangeKey{rand.Uint32(), mac}, clientID: clientID, began: time.Now(),
+		pool: pool, paths: paths, replies: make(chan reply, replyQueue),
+	}
+	for _, p := range paths {
+		p.link.await(x.key, clientID, x.replies)
+	}
+	return x
+}
+
+func (x *exchange) end() {
+	for _, p := range x.paths {
+		p.link.forget(x.key)
+	}
+}
+
+// send sends a message over some of the exchange's paths.
+func (x *exchange) send(m message, paths ...path) {
+	m.xid, m.mac, m.clientID = x.key.xid, x.key.mac, x.clientID
+	for _, p := range paths {
+		m.relay = p.link.relay
+		m.link = netip.Addr{}
+		if !x.pool.Subnet.Contains(m.relay) {
+			// The server would choose the subnet by giaddr (RFC 3527).
+			m.link = x.pool.Subnet.Addr()
+		}
+		if err := p.link.send(m.marshal(), p.to); err != nil {
+			x.failed = err
+			continue
+		}
+		x.sent++
+	}
+}
+
+// errPause ends a wait without a reply: it is time to send again.
+var errPause = errors.New("time to send again")
+
+// next waits for a reply.
+func (x *exchange) next(ctx context.Context, pause <-chan time.Time) (reply, error) {
+	select {
+	case r := <-x.replies:
+		return r, nil
+	case <-pause:
+		return reply{}, errPause
+	case <-ctx.Done():
+		return reply{}, x.silence()
+	}
+}
+
+// silence is the error of an exchange that nobody answered.
+func (x *exchange) silence() error {
+	if x.sent == 0 && x.failed != nil {
+		return x.failed
+	}
+	asked := make([]string, len(x.paths))
+	for i, p := range x.paths {
+		asked[i] = fmt.Sprintf("%s from relay address %s", p.to.Addr(), p.link.relay)
+	}
+	return x.withFailures(fmt.Errorf("%w within %s (asked %s): is it running, does it serve subnet %s with free addresses, has it a route back to the relay address, does a firewall drop UDP port 67?",
+		lease.ErrNoAnswer, time.Since(x.began).Round(time.Second), strings.Join(asked, ", "), x.pool.Subnet))
+}
+
+// withFailures adds what was wrong with the sending.
+func (x *exchange) withFailures(err error) error {
+	if x.failed == nil {
+		return err
+	}
+	return fmt.Errorf("%w (some messages failed: %w)", err, x.failed)
+}
+
+// Probe implements lease.Client.
+func (c *Client) Probe(ctx context.Context, pool lease.Pool, accept func(lease.Offer) error) (lease.Offer, error) {
+	began := time.Now()
+	paths, err := c.paths(ctx, pool.Options)
+	if err != nil {
+		return lease.Offer{}, err
+	}
+	x := begin(pool, c.probeMAC, lease.MACClientID(c.probeMAC), paths)
+	defer x.end()
+	x.began = began
+	m := message{kind: dhcp4.Discover}
+	offer, err := x.discover(ctx, &m, accept)
+	return offer.offer(), err
+}
+
+// Acquire implements lease.Client.
+func (c *Client) Acquire(ctx context.Context, req lease.Request) (lease.Lease, error) {
+	began := time.Now()
+	paths, err := c.paths(ctx, req.Pool.Options)
+	if err != nil {
+		return lease.Lease{}, err
+	}
+	var before error // what ended the exchange before this one
+	for refusals := 0; ; {
+		l, err := c.try(ctx, req, paths, began)
+		switch {
+		case err == nil:
+			return l, nil
+		case errors.Is(err, lease.ErrNAK):
+			// RFC 2131 section 4.4.1: start over, but not in a tight loop. A
+			// dnsmasq without ping checks that offers one address to several
+			// clients refuses the losers so; they must not come back together.
+			if !sleep(ctx, rand.N(250*time.Millisecond<<min(refusals, 4))+50*time.Millisecond) {
+				return lease.Lease{}, err
+			}
+			refusals++
+		case errors.Is(err, errNoACK) && ctx.Err() == nil:
+		case before != nil:
+			// That nobody answered in the end is not the whole story.
+			return lease.Lease{}, fmt.Errorf("%w; before that: %w", err, before)
+		default:
+			return lease.Lease{}, err
+		}
+		before = err
+	}
+}
+
+// sleep waits and reports whether ctx lasted.
+func sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// errNoACK: the server offered and then fell silent.
+var errNoACK = errors.New("offered an address and then fell silent")
+
+// try runs one exchange from INIT to BOUND.
+func (c *Client) try(ctx context.Context, req lease.Request, paths []path, began time.Time) (lease.Lease, error) {
+	clientID := req.ClientID
+	if clientID == nil {
+		clientID = lease.MACClientID(req.MAC)
+	}
+	x := begin(req.Pool, req.MAC, clientID, paths)
+	defer x.end()
+	x.began = began
+	m := message{kind: dhcp4.Discover, hostName: hostName(req.Name), requested: req.Address}
+	offer, err := x.discover(ctx, &m, func(o lease.Offer) error { return req.Accept(o.Address) })
+	if err != nil {
+		return lease.Lease{}, err
+	}
+	to := via(offer, paths)
+	// SELECTING (RFC 2131 section 4.3.2): the address and the server, and the
+	// DISCOVER's secs.
+	m.kind, m.requested, m.server = dhcp4.Request, offer.addr, offer.server
+	sent := time.Now()
+	ack, err := x.request(ctx, m, to)
+	if err != nil {
+		if !errors.Is(err, lease.ErrNAK) && !req.InUse {
+			// The ACK may be what was lost.
+			x.giveBack(m.server, offer.addr, to)
+		}
+		return lease.Lease{}, err
+	}
+	if err := req.Accept(ack.addr); err != nil {
+		x.giveBack(m.server, ack.addr, to)
+		return lease.Lease{}, err
+	}
+	l := lease.Lease{
+		MAC: req.MAC, Name: req.Name, ClientID: clientID, Prefix: netip.PrefixFrom(ack.addr, ack.addr.BitLen()),
+		Server: ack.server, Via: to.to, Options: ack.raw,
+	}
+	ack.times(&l, sent)
+	return l, nil
+}
+
+// discover sends DISCOVERs to all servers until one makes an acceptable offer.
+// Unacceptable ones end it once every server has made one, or offerWait after
+// the first. m is left as it was last sent.
+func (x *exchange) discover(ctx context.Context, m *message, accept func(lease.Offer) error) (reply, error) {
+	var refused error
+	refusedBy := map[netip.Addr]bool{}
+	for n := 0; ; n++ {
+		m.secs = seconds(x.began)
+		x.send(*m, x.paths...)
+		pause := time.After(backoff(firstWait, n))
+		for {
+			r, err := x.next(ctx, pause)
+			if err == errPause {
+				break
+			}
+			if err != nil {
+				return reply{}, cmp.Or(refused, err)
+			}
+			if r.kind != dhcp4.Offer {
+				continue
+			}
+			if refused = accept(r.offer()); refused == nil {
+				return r, nil
+			}
+			if len(refusedBy) == 0 {
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeout(ctx, offerWait)
+				defer cancel()
+			}
+			if refusedBy[r.server] = true; len(refusedBy) == len(x.paths) {
+				return reply{}, refused
+			}
+		}
+	}
+}
+
+// request sends a REQUEST to the chosen server until it answers.
+func (x *exchange) request(ctx context.Context, m message, to path) (reply, error) {
+	noACK := func() error {
+		return x.withFailures(fmt.Errorf("DHCP server %s %w", m.server, errNoACK))
+	}
+	for n := range requestTries {
+		x.send(m, to)
+		pause := time.After(backoff(firstWait, n))
+		for {
+			r, err := x.next(ctx, pause)
+			if err == errPause {
+				break
+			}
+			if err != nil {
+				return reply{}, noACK()
+			}
+			// Late offers and other servers' words don't count.
+			if r.server != m.server && r.server.IsValid() {
+				continue
+			}
+			switch r.kind {
+			case dhcp4.ACK:
+				return r, nil
+			case dhcp4.NAK:
+				return reply{}, refusal(r)
+			}
+		}
+	}
+	return reply{}, noACK()
+}
+
+// refusal is a NAK as an error, with the server's own words (option 56).
+func refusal(r reply) error {
+	return fmt.Errorf("%w: server %s says %q", lease.ErrNAK, r.server, r.options[byte(dhcp4.OptionMessage)])
+}
+
+// giveBack releases what may have been leased in this exchange.
+func (x *exchange) giveBack(server, addr netip.Addr, to path) {
+	x.send(message{kind: dhcp4.Release, ciaddr: addr, server: server}, to)
+}
+
+// via is the path over which an offer's server is spoken to from then on. The
+// servers answer from whatever address their routing chooses, so neither the
+// source nor the identifier must be one that we asked.
+func via(r reply, paths []path) path {
+	for _, addr := range []netip.Addr{r.from, r.server} {
+		for _, p := range paths {
+			if p.to.Addr() == addr || len(paths) == 1 {
+				return p
+			}
+		}
+	}
+	same := slices.IndexFunc(paths, func(p path) bool { return p.link.relay == r.relay })
+	return path{paths[same].link, netip.AddrPortFrom(r.server, lease.ServerPort)}
+}
+
+// resume opens an exchange about a lease with its server alone; the caller
+// must end it.
+func (c *Client) resume(pool lease.Pool, l lease.Lease) (*exchange, error) {
+	if !l.Via.IsValid() {
+		// Adopted, and no server has confirmed it yet.
+		return nil, fmt.Errorf("the DHCP server of %s is not known", l.Addr())
+	}
+	p, err := c.path(pool.Options.Or(c.global).Relay, l.Via)
+	if err != nil {
+		return nil, err
+	}
+	return begin(pool, l.MAC, l.ClientID, []path{p}), nil
+}
+
+// Confirm implements lease.Client: option 50, neither 54 nor ciaddr (RFC 2131
+// section 4.3.2, INIT-REBOOT).
+func (c *Client) Confirm(ctx context.Context, pool lease.Pool, l lease.Lease) (lease.Lease, error) {
+	x, err := c.resume(pool, l)
+	if err != nil {
+		return lease.Lease{}, err
+	}
+	defer x.end()
+	for n := 0; ; n++ {
+		x.send(message{kind: dhcp4.Request, secs: seconds(x.began), requested: l.Addr(), hostName: hostName(l.Name)}, x.paths...)
+		got, err := x.answer(ctx, l, time.After(backoff(firstConfirmWait, n)))
+		switch {
+		case err == errPause:
+		case err != nil:
+			return lease.Lease{}, err
+		case got.Addr() != l.Addr():
+			x.giveBack(got.Server, got.Addr(), x.paths[0])
+			return lease.Lease{}, fmt.Errorf("DHCP server %s acknowledged address %s instead of %s", got.Server, got.Addr(), l.Addr())
+		default:
+			return got, nil
+		}
+	}
+}
+
+// Renew implements lease.Client.
+func (c *Client) Renew(ctx context.Context, pool lease.Pool, l lease.Lease) (lease.Lease, error) {
+	x, err := c.resume(pool, l)
+	if err != nil {
+		return lease.Lease{}, err
+	}
+	defer x.end()
+	return x.extend(ctx, l)
+}
+
+// Rebind implements lease.Client.
+func (c *Client) Rebind(ctx context.Context, pool lease.Pool, l lease.Lease) (lease.Lease, error) {
+	paths, err := c.paths(ctx, pool.Options)
+	if err != nil {
+		return lease.Lease{}, err
+	}
+	x := begin(pool, l.MAC, l.ClientID, paths)
+	defer x.end()
+	return x.extend(ctx, l)
+}
+
+// extend sends one REQUEST of RENEWING or REBINDING: ciaddr and neither option
+// 50 nor 54 (RFC 2131 section 4.3.2). giaddr brings the answer to the host.
+func (x *exchange) extend(ctx context.Context, l lease.Lease) (lease.Lease, error) {
+	x.send(message{kind: dhcp4.Request, secs: seconds(l.Renew), ciaddr: l.Addr(), hostName: hostName(l.Name)}, x.paths...)
+	return x.answer(ctx, l, nil)
+}
+
+// answer waits for the servers' word about a lease that exists. Its times
+// count from the exchange's beginning: which of several copies of a REQUEST is
+// acknowledged isn't known, so the first one counts (RFC 2131 section 4.4.1).
+func (x *exchange) answer(ctx context.Context, l lease.Lease, pause <-chan time.Time) (lease.Lease, error) {
+	var foreign error
+	for {
+		r, err := x.next(ctx, pause)
+		switch {
+		case err != nil:
+			return lease.Lease{}, cmp.Or(foreign, err)
+		case r.kind == dhcp4.NAK && (len(x.paths) == 1 || r.server.IsValid() && r.server == l.Server):
+			return lease.Lease{}, refusal(r)
+		case r.kind == dhcp4.NAK && foreign == nil:
+			// A server that never had this lease may refuse it faster than
+			// the right one acknowledges.
+			foreign, pause = refusal(r), time.After(nakWait)
+		case r.kind == dhcp4.ACK:
+			l.Prefix = netip.PrefixFrom(r.addr, l.Prefix.Bits())
+			l.Server, l.Via, l.Options = r.server, via(r, x.paths).to, r.raw
+			r.times(&l, x.began)
+			return l, nil
+		}
+	}
+}
+
+// Release implements lease.Client. Once only: a copy that comes late could
+// release what the same client was granted in between.
+func (c *Client) Release(ctx context.Context, pool lease.Pool, l lease.Lease) error {
+	return c.farewell(ctx, pool, l, message{kind: dhcp4.Release, ciaddr: l.Addr()})
+}
+
+// Decline implements lease.Client.
+func (c *Client) Decline(ctx context.Context, pool lease.Pool, l lease.Lease) error {
+	return c.farewell(ctx, pool, l, message{kind: dhcp4.Decline, requested: l.Addr()})
+}
+
+// Messages without an answer can't be repeated, and a server's socket holds some
+// 256 of them: 600 at once, as when an engine stops, left 390 leased on ISC
+// dhcpd and dnsmasq. At this pace none was lost.
+const (
+	farewellBurst   = 64
+	farewellSpacing = 2 * time.Millisecond
+)
+
+// farewell sends a message that has no answer, with the server identifier,
+// without which dnsmasq ignores it.
+func (c *Client) farewell(ctx context.Context, pool lease.Pool, l lease.Lease, m message) error {
+	x, err := c.resume(pool, l)
+	if err != nil {
+		return err
+	}
+	defer x.end()
+	if err := c.farewells.Wait(ctx); err != nil {
+		return fmt.Errorf("wait for the releases before this one: %w", err)
+	}
+	m.server = l.Server
+	x.send(m, x.paths...)
+	return x.failed
+}
+
+// RelayMAC implements lease.Client.
+func (c *Client) RelayMAC(ctx context.Context, pool lease.Pool) (lease.MAC, error) {
+	options := pool.Options.Or(c.global)
+	relay := options.Relay
+	if !fixed(relay) {
+		// Of the first server alone: which of the others can be reached now
+		// must not change the answer.
+		options.Servers = options.Servers[:min(len(options.Servers), 1)]
+		paths, err := c.paths(ctx, options)
+		if err != nil {
+			return lease.MAC{}, err
+		}
+		relay = paths[0].link.relay
+	}
+	return c.hardware(relay)
+}

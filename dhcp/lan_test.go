@@ -1,0 +1,340 @@
+package dhcp
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/talkingdata/oam-docker-ipam/lease"
+)
+
+// The test network: a relay address with its server, and a second server
+// behind a router.
+var (
+	relay1  = ip("10.10.0.2")
+	server1 = netip.MustParseAddrPort("10.10.0.1:67")
+	server2 = netip.MustParseAddrPort("10.11.0.1:67")
+	mac1    = lease.MAC{0x02, 0x42, 0x0a, 0x0a, 0x00, 0x64}
+
+	// home contains the relay address, away needs link selection.
+	home = lease.Pool{ID: "home", Subnet: netip.MustParsePrefix("10.10.0.0/24")}
+	away = lease.Pool{ID: "away", Subnet: netip.MustParsePrefix("10.20.0.0/24")}
+)
+
+// lan is an in-memory network between the client under test and a script that
+// plays the servers. It lives in a synctest bubble.
+type lan struct {
+	t     testing.TB
+	began time.Time
+	// serve is called for each message that the client sends, in its turn.
+	serve func(sent)
+	// write, where set, lets sending fail.
+	write func(to netip.AddrPort) error
+
+	// mu guards the rest.
+	mu     sync.Mutex
+	sent   []sent
+	conns  map[netip.Addr]*memConn
+	locked map[netip.Addr]bool
+}
+
+// sent is a message of the client's, as the servers see it.
+type sent struct {
+	packet
+	at    time.Duration // since the lan's beginning
+	to    netip.AddrPort
+	relay netip.Addr // the socket's own address
+}
+
+func newLAN(t testing.TB) *lan {
+	return &lan{t: t, began: time.Now(), conns: map[netip.Addr]*memConn{}, locked: map[netip.Addr]bool{}}
+}
+
+// client makes a client with one socket on this network. It is closed at the
+// end, which also proves that its reader ends.
+func (l *lan) client(servers ...netip.AddrPort) *Client {
+	global := lease.Options{Relay: netip.IPv4Unspecified()}
+	for _, s := range servers {
+		global.Servers = append(global.Servers, lease.Server{Host: s.Addr().String(), Port: s.Port()})
+	}
+	c := NewClient(global, slog.New(slog.DiscardHandler))
+	c.open = l.open
+	c.source = func(netip.AddrPort) (netip.Addr, error) { return relay1, nil }
+	c.resolve = func(_ context.Context, host string) ([]netip.Addr, error) {
+		addr, err := netip.ParseAddr(host)
+		return []netip.Addr{addr}, err
+	}
+	l.t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			l.t.Errorf("close the client: %v", err)
+		}
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		for relay, locked := range l.locked {
+			if locked {
+				l.t.Errorf("the lock on %s outlives the client", relay)
+			}
+		}
+	})
+	return c
+}
+
+func (l *lan) open(relay netip.Addr) (net.PacketConn, func(), error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.locked[relay] {
+		return nil, nil, errors.New("opened twice")
+	}
+	c := &memConn{lan: l, local: relay, in: make(chan datagram, 1<<15), closed: make(chan struct{})}
+	l.conns[relay], l.locked[relay] = c, true
+	return c, func() { l.mu.Lock(); defer l.mu.Unlock(); l.locked[relay] = false }, nil
+}
+
+func (l *lan) conn(relay netip.Addr) *memConn {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.conns[relay]
+}
+
+// reply brings a packet to the socket that a message came from.
+func (l *lan) reply(m sent, after time.Duration, from netip.AddrPort, data []byte) {
+	c := l.conn(m.relay)
+	time.AfterFunc(after, func() { c.receive(datagram{data: data, from: from}) })
+}
+
+// log returns what was sent so far, of some kinds or all.
+func (l *lan) log(kinds ...byte) []sent {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(kinds) == 0 {
+		return slices.Clone(l.sent)
+	}
+	var some []sent
+	for _, m := range l.sent {
+		if slices.Contains(kinds, m.kind()) {
+			some = append(some, m)
+		}
+	}
+	return some
+}
+
+// kinds lists the types of all messages, in order.
+func (l *lan) kinds() []byte {
+	kinds := []byte{}
+	for _, m := range l.log() {
+		kinds = append(kinds, m.kind())
+	}
+	return kinds
+}
+
+// datagram is what ReadFrom returns.
+type datagram struct {
+	data []byte
+	from netip.AddrPort
+	err  error
+}
+
+// memConn is a UDP socket on a lan.
+type memConn struct {
+	lan    *lan
+	local  netip.Addr
+	in     chan datagram
+	once   sync.Once
+	closed chan struct{}
+}
+
+// receive puts a packet into the socket's buffer, or loses it when that is
+// full, as a real one does.
+func (c *memConn) receive(d datagram) {
+	select {
+	case c.in <- d:
+	default:
+	}
+}
+
+func (c *memConn) ReadFrom(b []byte) (int, net.Addr, error) {
+	select {
+	case d := <-c.in:
+		return copy(b, d.data), net.UDPAddrFromAddrPort(d.from), d.err
+	case <-c.closed:
+		return 0, nil, net.ErrClosed
+	}
+}
+
+func (c *memConn) WriteTo(b []byte, to net.Addr) (int, error) {
+	select {
+	case <-c.closed:
+		return 0, net.ErrClosed
+	default:
+	}
+	dest := to.(*net.UDPAddr).AddrPort()
+	l := c.lan
+	if l.write != nil {
+		if err := l.write(dest); err != nil {
+			return 0, err
+		}
+	}
+	p, err := readPacket(slices.Clone(b))
+	if err != nil {
+		l.t.Errorf("sent %v: % x", err, b)
+		return len(b), nil
+	}
+	m := sent{packet: p, at: time.Since(l.began), to: dest, relay: c.local}
+	l.mu.Lock()
+	l.sent = append(l.sent, m)
+	l.mu.Unlock()
+	if l.serve != nil {
+		l.serve(m)
+	}
+	return len(b), nil
+}
+
+func (c *memConn) Close() error {
+	c.once.Do(func() { close(c.closed) })
+	return nil
+}
+
+func (c *memConn) LocalAddr() net.Addr {
+	return net.UDPAddrFromAddrPort(netip.AddrPortFrom(c.local, 67))
+}
+
+func (c *memConn) SetDeadline(time.Time) error      { return errors.ErrUnsupported }
+func (c *memConn) SetReadDeadline(time.Time) error  { return errors.ErrUnsupported }
+func (c *memConn) SetWriteDeadline(time.Time) error { return errors.ErrUnsupported }
+
+// dhcpd is a well-behaved server with a lease table. Each MAC has its own
+// address, made of the MAC's last two bytes.
+type dhcpd struct {
+	id     netip.Addr     // server identifier
+	from   netip.AddrPort // source of its answers
+	delay  time.Duration  // of offers
+	prefix [2]byte        // first two bytes of its addresses
+
+	mu    sync.Mutex
+	table map[netip.Addr]lease.MAC
+}
+
+func newDHCPD(at netip.AddrPort) *dhcpd {
+	return &dhcpd{id: at.Addr(), from: at, prefix: [2]byte{10, 10}, table: map[netip.Addr]lease.MAC{}}
+}
+
+func (s *dhcpd) addrOf(mac lease.MAC) netip.Addr {
+	return netip.AddrFrom4([4]byte{s.prefix[0], s.prefix[1], mac[4], mac[5]})
+}
+
+// answer is the server's reply to a message, nil for none.
+func (s *dhcpd) answer(m packet) []byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	addr := s.addrOf(m.mac())
+	switch m.kind() {
+	case discover:
+		return grant(m, offer, s.id, addr)
+	case request:
+		switch {
+		case m.has(54) && m.addr(54) != s.id:
+			// Chosen was another.
+			return nil
+		case m.has(50) && m.addr(50) != addr, !m.has(50) && m.ciaddr != addr:
+			return refuse(m, s.id)
+		}
+		s.table[addr] = m.mac()
+		return grant(m, ack, s.id, addr)
+	case release:
+		if m.addr(54) == s.id && s.table[m.ciaddr] == m.mac() {
+			delete(s.table, m.ciaddr)
+		}
+	}
+	return nil
+}
+
+func (s *dhcpd) leased() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.table)
+}
+
+// attach lets servers answer on a lan what is sent to their address.
+func (l *lan) attach(servers ...*dhcpd) {
+	l.serve = func(m sent) {
+		for _, s := range servers {
+			if m.to.Addr() != s.id && m.to != s.from {
+				continue
+			}
+			if b := s.answer(m.packet); b != nil {
+				after := time.Millisecond
+				if m.kind() == discover {
+					after += s.delay
+				}
+				l.reply(m, after, s.from, b)
+			}
+		}
+	}
+}
+
+// anyAddr accepts every address.
+func anyAddr(netip.Addr) error { return nil }
+
+// want is a request that takes what it gets.
+func want(pool lease.Pool, mac lease.MAC) lease.Request {
+	return lease.Request{Pool: pool, MAC: mac, Accept: anyAddr}
+}
+
+// within is the context of one request, of 30 s unless the test wants less.
+func within(t testing.TB, d time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+const usual = 30 * time.Second
+
+// held is a lease of mac1 that was obtained now.
+func held(server netip.AddrPort) lease.Lease {
+	now := time.Now()
+	return lease.Lease{
+		Pool: "home", MAC: mac1, Name: "web", ClientID: append([]byte{1}, mac1[:]...),
+		Prefix: netip.MustParsePrefix("10.10.0.100/24"), Server: server.Addr(), Via: server,
+		Obtained: now, Renew: now.Add(30 * time.Minute), Rebind: now.Add(52*time.Minute + 30*time.Second), Expires: now.Add(time.Hour),
+	}
+}
+
+// recordRaw keeps the bytes of the n-th message that a client's sockets send.
+func recordRaw(open openFunc, n int, raw *[]byte) openFunc {
+	return func(relay netip.Addr) (net.PacketConn, func(), error) {
+		conn, unlock, err := open(relay)
+		return &rawConn{conn, n, raw}, unlock, err
+	}
+}
+
+type openFunc = func(netip.Addr) (net.PacketConn, func(), error)
+
+type rawConn struct {
+	net.PacketConn
+	left int
+	raw  *[]byte
+}
+
+func (c *rawConn) WriteTo(b []byte, to net.Addr) (int, error) {
+	if c.left == 0 {
+		*c.raw = slices.Clone(b)
+	}
+	c.left--
+	return c.PacketConn.WriteTo(b, to)
+}
+
+func containsAll(s string, parts ...string) bool {
+	for _, part := range parts {
+		if !strings.Contains(s, part) {
+			return false
+		}
+	}
+	return true
+}
