@@ -1,0 +1,133 @@
+package lease
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"time"
+)
+
+// Client speaks DHCP for the Manager's endpoints. Every call ends when its
+// context does, with an error that tells what was missing.
+type Client interface {
+	// Probe asks for an offer that accept agrees to and never takes it
+	// (DHCPDISCOVER only). The offer is made to a MAC of this host. It
+	// returns ErrNoAnswer when no server answers, and accept's last error
+	// when every offer was refused.
+	Probe(ctx context.Context, pool Pool, accept func(Offer) error) (Offer, error)
+
+	// Acquire takes a lease, from DHCPDISCOVER to DHCPACK, or returns an
+	// error and leaves nothing leased.
+	Acquire(ctx context.Context, req Request) (Lease, error)
+
+	// Confirm asks the leasing server, and no other, for the address of a
+	// lease that isn't in use (INIT-REBOOT, RFC 2131 sections 3.2 and 4.3.2).
+	// It repeats itself until the answer comes or ctx ends. The server's
+	// refusal is ErrNAK, its silence ErrNoAnswer.
+	Confirm(ctx context.Context, pool Pool, lease Lease) (Lease, error)
+
+	// Renew asks the leasing server once to extend the lease and waits for
+	// the answer as long as ctx lasts. The server's refusal is ErrNAK.
+	Renew(ctx context.Context, pool Pool, lease Lease) (Lease, error)
+
+	// Rebind is Renew, asking every server.
+	Rebind(ctx context.Context, pool Pool, lease Lease) (Lease, error)
+
+	// Release sends one DHCPRELEASE, to which there is no answer.
+	Release(ctx context.Context, pool Pool, lease Lease) error
+
+	// Decline sends one DHCPDECLINE: the address is used by somebody else.
+	Decline(ctx context.Context, pool Pool, lease Lease) error
+
+	// RelayMAC is the hardware address of the interface that has the pool's
+	// relay address; of several relay addresses, the first server's.
+	RelayMAC(ctx context.Context, pool Pool) (MAC, error)
+}
+
+// Host is the machine that this daemon runs on.
+type Host interface {
+	// MachineID tells this machine from others, see machine-id(5).
+	MachineID() (string, error)
+	// HardwareAddrs are the MACs of all network interfaces.
+	HardwareAddrs() ([]MAC, error)
+	// BootID is another one after each boot.
+	BootID() string
+	// BootTime is the time since boot, that of suspend included
+	// (CLOCK_BOOTTIME).
+	BootTime() time.Duration
+}
+
+// Prober looks for other users of an address.
+type Prober interface {
+	// Conflict sends ARP probes for an address on an interface (RFC 5227
+	// section 2.1.1) as check says, and reports who has it or asks for it too.
+	Conflict(ctx context.Context, iface string, addr netip.Addr, check ConflictCheck) (by MAC, found bool, err error)
+}
+
+// Engine is the container engine behind its API. It is asked only where a
+// network's on_lease_lost says so, and never while it waits for an answer.
+type Engine interface {
+	// Stop stops the container that has a lease's address.
+	Stop(ctx context.Context, lease Lease) error
+	// Restart restarts it.
+	Restart(ctx context.Context, lease Lease) error
+}
+
+// Errors of a Client that its callers tell apart.
+var (
+	// ErrNoAnswer: no server said anything.
+	ErrNoAnswer = errors.New("no DHCP server answered")
+	// ErrNAK: the server refused (DHCPNAK).
+	ErrNAK = errors.New("DHCP server refused (NAK)")
+)
+
+// Request is what an endpoint asks of the servers.
+type Request struct {
+	Pool     Pool
+	MAC      MAC
+	Name     string     // the container's name, or ""
+	ClientID []byte     // option 61; nil for the usual 01 + MAC
+	Address  netip.Addr // option 50, a wish; zero for none
+	// InUse: the endpoint has Address already, from a lease that was lost. It
+	// is never released, not even when the server falls silent after its
+	// offer.
+	InUse bool
+	// Accept refuses addresses that the endpoint must not have. It is asked
+	// at the offer and again at the acknowledgment.
+	Accept func(netip.Addr) error
+}
+
+// Offer is what a server would give.
+type Offer struct {
+	Server  netip.Addr   // server identifier, option 54
+	Address netip.Addr   // yiaddr
+	Subnet  netip.Prefix // by option 1; zero where it is missing or absurd
+	Router  netip.Addr   // first of option 3; zero where it is missing
+}
+
+// Store remembers everything that must outlive the daemon.
+type Store interface {
+	Load() (Saved, error)
+	// Commit makes a change. All of it is on disk when Commit returns; after
+	// an error nothing has changed. It fails when a lease's pool is not there.
+	Commit(Change) error
+}
+
+// Saved is everything in a Store.
+type Saved struct {
+	Pools    []Pool
+	Leases   []Lease
+	Bindings []Binding
+	Host     HostIdentity // zero where none was put yet
+}
+
+// Change is what one Commit does, in the order of the fields.
+type Change struct {
+	DropBindings []BindingKey
+	DropLeases   []Key
+	DropPools    []string // IDs; with their leases
+	PutPools     []Pool
+	PutLeases    []Lease      // each the only one of its Key
+	PutBindings  []Binding    // each the only one of its BindingKey
+	PutHost      HostIdentity // unless zero
+}

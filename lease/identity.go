@@ -1,0 +1,200 @@
+package lease
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+)
+
+// HostIdentity is what makes the names of this host's containers unique among
+// all hosts, and what it was made of.
+type HostIdentity struct {
+	ID      string `json:"id"`      // 12 hexadecimal digits
+	Machine string `json:"machine"` // hash of the machine id, 12 hexadecimal digits
+	MAC     MAC    `json:"mac"`     // of the interface of the relay address
+}
+
+// newHostIdentity makes an identity. Cloned machines share all but the MAC. The
+// machine id itself is confidential (machine-id(5)), hence the hashes.
+func newHostIdentity(machineID string, mac MAC) HostIdentity {
+	hash := func(text string) string {
+		h := hmac.New(sha256.New, []byte(machineID))
+		h.Write([]byte("oam-docker-ipam " + text))
+		return hex.EncodeToString(h.Sum(nil)[:6])
+	}
+	return HostIdentity{ID: hash("host " + mac.String()), Machine: hash("machine"), MAC: mac}
+}
+
+// self is this host's identity, found at its first use: the stored one while
+// the machine has its id and the interface, however its routing changes. When
+// either has gone, this is another machine, which may have got a copy of the
+// first one's database, and the identity is made anew. An error means that it
+// can't be told yet.
+func (m *Manager) self(ctx context.Context, p Pool) (string, error) {
+	m.identifying.Lock()
+	defer m.identifying.Unlock()
+	m.mu.Lock()
+	known, sure := m.identity, m.identitySure
+	m.mu.Unlock()
+	if sure {
+		return known.ID, nil
+	}
+	machineID, err := m.machine.MachineID()
+	if err != nil && known.ID != "" {
+		// Renewals must not end because a file is gone.
+		m.log.Warn("machine id not read: this counts as the same machine", "error", err)
+		m.setIdentity(known)
+		return known.ID, nil
+	}
+	if err != nil {
+		return "", err
+	}
+	macs, err := m.machine.HardwareAddrs()
+	if err != nil {
+		return "", fmt.Errorf("list the network interfaces: %w", err)
+	}
+	if newHostIdentity(machineID, known.MAC) == known && slices.Contains(macs, known.MAC) {
+		m.setIdentity(known)
+		return known.ID, nil
+	}
+	// The interface may only not be there yet; then the relay address isn't
+	// either, and this fails.
+	mac, err := m.client.RelayMAC(ctx, p)
+	if err != nil {
+		return "", err
+	}
+	fresh := newHostIdentity(machineID, mac)
+	if err := m.store.Commit(Change{PutHost: fresh}); err != nil {
+		return "", fmt.Errorf("store the host's identity: %w", err)
+	}
+	if known.ID != "" {
+		m.log.Warn("this is another host than the one that took the stored leases: they are no longer renewed; run oam-docker-ipam reconcile to keep those of running containers and forget the rest",
+			"identity", fresh.ID, "former", known.ID, "machine id changed", fresh.Machine != known.Machine, "MAC address", mac, "former MAC address", known.MAC)
+	}
+	m.setIdentity(fresh)
+	return fresh.ID, nil
+}
+
+func (m *Manager) setIdentity(h HostIdentity) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.identity, m.identitySure = h, true
+}
+
+// waitsLocked reports whether a lease was taken by another host than this is.
+func (m *Manager) waitsLocked(l Lease) bool {
+	return m.identitySure && l.Host != "" && l.Host != m.identity.ID
+}
+
+// foreign finds out whether a lease was taken by another host than this is. One
+// of which that can't be told counts as this host's.
+func (m *Manager) foreign(ctx context.Context, p Pool, l Lease) bool {
+	if l.Host == "" {
+		return false
+	}
+	if _, err := m.self(ctx, p); err != nil {
+		m.log.Warn("host identity not known: the lease counts as this host's", "address", l.Addr(), "mac", l.MAC, "error", err)
+		return false
+	}
+	return m.waits(l)
+}
+
+// MACClientID is option 61 in the form that servers and their administrators
+// know: hardware type Ethernet and the address (RFC 2132 section 9.14).
+func MACClientID(mac MAC) []byte { return append([]byte{1}, mac[:]...) }
+
+// maxClientID is how long a name's option 61 may be: Kea 2.2 drops a message with a
+// longer one without a word. ISC dhcpd and dnsmasq take all 255 bytes of an option.
+const maxClientID = 128
+
+// nameClientID is option 61 made of a name: type 0, no hardware address (RFC
+// 2132 section 9.14), and readable text. A network that is created anew has the
+// same subnet, and so the same identities.
+func nameClientID(host string, subnet netip.Prefix, name string) []byte {
+	id := append([]byte{0}, host+"/"+subnet.String()+"/"+name...)
+	if len(id) > maxClientID {
+		sum := sha256.Sum256(id)
+		end := "#" + hex.EncodeToString(sum[:8])
+		id = append(id[:maxClientID-len(end)], end...)
+	}
+	return id
+}
+
+// byName reports whether the lease's identity is its container's name.
+func (l Lease) byName() bool { return len(l.ClientID) > 0 && l.ClientID[0] == 0 }
+
+// clientID makes the client identifier of an endpoint that has no lease.
+func (m *Manager) clientID(ctx context.Context, p Pool, ep Endpoint) ([]byte, error) {
+	// Leases by MAC need the identity too: a copy of this database must not
+	// renew them elsewhere.
+	host, err := m.self(ctx, p)
+	switch form := m.options(p).ClientID; {
+	case form == ClientIDMAC, form == ClientIDAuto && ep.Name == "":
+	case ep.Name == "":
+		return nil, errors.New("client_id=name needs the container's name, which engines tell from 29.0 on: use client_id=auto, with --mac-address for an address that stays")
+	case err == nil:
+		return nameClientID(host, p.Subnet, ep.Name), nil
+	case form == ClientIDName:
+		return nil, fmt.Errorf("make the client identifier of %s: %w (or use client_id=mac)", ep.Name, err)
+	default:
+		m.log.Warn("client identifier made of the MAC address: the address won't follow the container's name", "name", ep.Name, "mac", ep.MAC, "error", err)
+	}
+	return MACClientID(ep.MAC), nil
+}
+
+// claimIdentity waits until nobody else acts on an identity and returns the
+// function that ends the claim. It comes after the claim of a MAC.
+func (m *Manager) claimIdentity(ctx context.Context, key BindingKey) (func(), error) {
+	mine := make(chan struct{})
+	for {
+		m.mu.Lock()
+		held := m.identities[key]
+		if held == nil {
+			m.identities[key] = mine
+		}
+		m.mu.Unlock()
+		if held == nil {
+			return func() {
+				m.mu.Lock()
+				delete(m.identities, key)
+				m.mu.Unlock()
+				close(mine)
+			}, nil
+		}
+		select {
+		case <-held:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("wait for another request of the same client identifier: %w", ctx.Err())
+		}
+	}
+}
+
+// takeIdentity claims the identity of an endpoint that has no lease. A name
+// that is live, under another MAC or in another network of the subnet, is left
+// to its holder: two endpoints with one identity would get one address. The
+// holder may even be another container, which was renamed since. The second one
+// uses its MAC.
+func (m *Manager) takeIdentity(ctx context.Context, p Pool, ep Endpoint, clientID []byte) ([]byte, func(), error) {
+	key := BindingKey{p.Subnet.String(), string(clientID)}
+	done, err := m.claimIdentity(ctx, key)
+	if err != nil {
+		return nil, nil, err
+	}
+	m.mu.Lock()
+	var holder Lease
+	if e := m.byIdentity[key]; e != nil && e.lease.byName() {
+		holder = e.lease
+	}
+	m.mu.Unlock()
+	if holder.ClientID == nil {
+		return clientID, done, nil
+	}
+	done()
+	m.log.Warn("the container's name has a lease already: this one is taken by MAC address", "name", ep.Name, "mac", ep.MAC, "held", holder.Addr(), "pool", holder.Pool)
+	return m.takeIdentity(ctx, p, ep, MACClientID(ep.MAC))
+}

@@ -1,0 +1,271 @@
+package lease
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// probeTime bounds the probe at a pool's creation. It is above dnsmasq's 3 s
+// and udhcpd's 2 s of pinging before they offer.
+const probeTime = 8 * time.Second
+
+// AddPool stores a pool of NewPool and returns it with its ID and gateway,
+// which a probe of the servers finds. Silence is no reason to refuse: the
+// subnet's first address then stands for the router. An offer from another
+// subnet is, since every container would be refused later.
+func (m *Manager) AddPool(ctx context.Context, p Pool) (Pool, error) {
+	if err := m.options(p).checkConflict(); err != nil {
+		return Pool{}, err
+	}
+	probe, cancel := context.WithTimeout(ctx, probeTime)
+	defer cancel()
+	offer, err := m.client.Probe(probe, p, func(o Offer) error {
+		if err := p.inSubnet(o.Address); err != nil {
+			return fmt.Errorf("DHCP server %s offers %s, which is not a host of the subnet %s: correct --subnet, or let the server serve that subnet", o.Server, o.Address, p.Subnet)
+		}
+		return nil
+	})
+	log := m.log.With("subnet", p.Subnet)
+	switch {
+	case ctx.Err() != nil:
+		return Pool{}, context.Cause(ctx)
+	case errors.Is(err, ErrNoAnswer):
+		p.Gateway = p.firstUsable()
+		log.Warn("no DHCP server answered the probe: containers of this network will fail until one does", "error", err, "gateway", p.Gateway)
+	case err != nil:
+		return Pool{}, err
+	case !offer.Router.IsValid() || p.inSubnet(offer.Router) != nil:
+		p.Gateway = p.firstUsable()
+		log.Warn("the DHCP server names no router of this subnet: its first address becomes the gateway unless --gateway is given", "server", offer.Server, "router", offer.Router, "gateway", p.Gateway)
+	default:
+		p.Gateway = offer.Router
+	}
+
+	p.ID = p.newID()
+	p.AuxUntil = time.Now().Add(auxWindow)
+	if err := m.commit(Change{PutPools: []Pool{p}}); err != nil {
+		return Pool{}, fmt.Errorf("store the network: %w", err)
+	}
+	if ctx.Err() != nil {
+		// Nobody will hear of this pool, so nobody would ever remove it.
+		return Pool{}, errors.Join(context.Cause(ctx), m.commit(Change{DropPools: []string{p.ID}}))
+	}
+	m.mu.Lock()
+	m.addPoolLocked(p)
+	m.mu.Unlock()
+	log.Info("pool added", "pool", p.ID, "gateway", p.Gateway)
+	return p, nil
+}
+
+// RemovePool gives back every lease of a pool and forgets it. Pending releases
+// outlive it. An unknown pool
+// is no error: the engine repeats itself.
+func (m *Manager) RemovePool(ctx context.Context, id string) error {
+	ctx = context.WithoutCancel(ctx)
+	m.mu.Lock()
+	p := m.pools[id]
+	if p == nil || p.removed {
+		m.mu.Unlock()
+		return nil
+	}
+	p.removed = true
+	macs := make([]MAC, 0, len(p.byMAC))
+	for mac := range p.byMAC {
+		macs = append(macs, mac)
+	}
+	m.mu.Unlock()
+
+	// Keepers wait for these claims and then find their leases gone; requests
+	// for new leases find the pool removed.
+	for _, mac := range macs {
+		done, err := m.claim(ctx, p, mac, nil)
+		if err != nil {
+			return err
+		}
+		defer done()
+	}
+	value := m.current(p)
+	change := Change{DropPools: []string{id}}
+	type leaving struct {
+		binding Binding
+		change  Change
+	}
+	var all []leaving
+	for _, mac := range macs {
+		l, holds := m.held(p, mac)
+		if !holds {
+			continue
+		}
+		b, c := m.leave(ctx, value, l, false)
+		change.PutBindings = append(change.PutBindings, c.PutBindings...)
+		change.DropBindings = append(change.DropBindings, c.DropBindings...)
+		all = append(all, leaving{b, c})
+	}
+	p.edit.Lock()
+	err := m.commit(change)
+	p.edit.Unlock()
+	if err != nil {
+		m.mu.Lock()
+		p.removed = false
+		m.mu.Unlock()
+		return fmt.Errorf("remove the network from the database: %w", err)
+	}
+
+	m.mu.Lock()
+	delete(m.pools, id)
+	for _, e := range p.byMAC {
+		m.dropLocked(p, e)
+	}
+	m.mu.Unlock()
+	for _, l := range all {
+		m.left(ctx, value, l.binding, l.change)
+	}
+	m.log.Info("pool removed", "pool", id, "leases", len(all))
+	return nil
+}
+
+// Gateway settles the gateway of a pool: the user's address, or with none the
+// one that the pool has. It returns the address with the pool's prefix length.
+func (m *Manager) Gateway(ctx context.Context, id string, addr netip.Addr) (netip.Prefix, error) {
+	p, err := m.pool(ctx, id)
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	err = m.editPool(p, func(p *Pool) error {
+		switch {
+		case !addr.IsValid() && !p.Gateway.IsValid():
+			p.Gateway = p.firstUsable()
+		case addr.IsValid():
+			if err := p.inSubnet(addr); err != nil {
+				return fmt.Errorf("--gateway: %w", err)
+			}
+			p.Gateway = addr
+		}
+		addr = p.Gateway
+		return nil
+	})
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	return netip.PrefixFrom(addr, m.current(p).Subnet.Bits()), nil
+}
+
+// Auxiliary reserves an address of a new pool (--aux-address). Later on, a
+// request without a MAC means that the engine forgot this driver's
+// capabilities, and an address given without DHCP could be somebody else's.
+func (m *Manager) Auxiliary(ctx context.Context, id string, addr netip.Addr) (netip.Prefix, error) {
+	noMAC := errors.New("the engine registered this driver without MAC addresses: restart the engine (the plugin must be running before it)")
+	p, err := m.pool(ctx, id)
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	if !addr.IsValid() {
+		return netip.Prefix{}, noMAC
+	}
+	err = m.editPool(p, func(p *Pool) error {
+		// AuxUntil may have been set by another run, before a clock step:
+		// then it bounds from both sides.
+		if left := time.Until(p.AuxUntil); left <= 0 || left > auxWindow {
+			return noMAC
+		}
+		if err := p.inSubnet(addr); err != nil {
+			return fmt.Errorf("--aux-address: %w", err)
+		}
+		if !slices.Contains(p.Reserved, addr) {
+			p.Reserved = append(slices.Clone(p.Reserved), addr)
+		}
+		return nil
+	})
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	return netip.PrefixFrom(addr, m.current(p).Subnet.Bits()), nil
+}
+
+// pool finds a known pool, or takes up one of a lost database by its ID.
+func (m *Manager) pool(ctx context.Context, id string) (*pool, error) {
+	m.mu.Lock()
+	p := m.pools[id]
+	m.mu.Unlock()
+	if p != nil {
+		return p, nil
+	}
+	adopted, err := ParsePoolID(id)
+	if err != nil {
+		return nil, err
+	}
+	if adopted.Subnet.IsSingleIP() {
+		if adopted, err = m.learnSubnet(ctx, adopted); err != nil {
+			return nil, err
+		}
+	}
+	m.adopt.Lock()
+	defer m.adopt.Unlock()
+	m.mu.Lock()
+	p = m.pools[id]
+	m.mu.Unlock()
+	if p != nil {
+		return p, nil
+	}
+	if err := m.commit(Change{PutPools: []Pool{adopted}}); err != nil {
+		return nil, fmt.Errorf("store the network: %w", err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.log.Warn("unknown pool taken up by its ID: the database was lost or comes from the old daemon", "pool", id, "subnet", adopted.Subnet)
+	return m.addPoolLocked(adopted), nil
+}
+
+// learnSubnet asks the servers for the prefix length and router of a pool of
+// which only the network address is known.
+func (m *Manager) learnSubnet(ctx context.Context, p Pool) (Pool, error) {
+	ctx, cancel := context.WithTimeout(ctx, probeTime)
+	defer cancel()
+	network := p.Subnet.Addr()
+	offer, err := m.client.Probe(ctx, p, func(o Offer) error {
+		if o.Subnet.Masked() != o.Subnet || o.Subnet.Addr() != network {
+			return fmt.Errorf("DHCP server %s offers subnet %s", o.Server, o.Subnet)
+		}
+		return nil
+	})
+	if err != nil {
+		return Pool{}, fmt.Errorf("learn the prefix length of the old network %s: %w", network, err)
+	}
+	p.Subnet = offer.Subnet
+	if offer.Router.IsValid() && p.inSubnet(offer.Router) == nil {
+		p.Gateway = offer.Router
+	}
+	return p, nil
+}
+
+var errRemoved = errors.New("the network was removed meanwhile")
+
+// editPool changes a pool and stores it where it really changed.
+func (m *Manager) editPool(p *pool, change func(*Pool) error) error {
+	p.edit.Lock()
+	defer p.edit.Unlock()
+	m.mu.Lock()
+	edited, removed := p.Pool, p.removed
+	m.mu.Unlock()
+	if removed {
+		return errRemoved
+	}
+	before := edited
+	if err := change(&edited); err != nil {
+		return err
+	}
+	if edited.Gateway == before.Gateway && edited.AuxUntil.Equal(before.AuxUntil) && slices.Equal(edited.Reserved, before.Reserved) {
+		return nil
+	}
+	if err := m.commit(Change{PutPools: []Pool{edited}}); err != nil {
+		return fmt.Errorf("store the network: %w", err)
+	}
+	m.mu.Lock()
+	p.Pool = edited
+	m.mu.Unlock()
+	return nil
+}
