@@ -1,0 +1,202 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/gorilla/mux"
+	"golang.org/x/sys/unix"
+
+	"github.com/talkingdata/oam-docker-ipam/lease"
+)
+
+const (
+	leasesPath    = "/v1/leases"
+	reconcilePath = "/v1/reconcile"
+)
+
+// Lease is a lease as operators and their programs read it. Times are UTC in
+// whole seconds; those of an infinite lease are null.
+type Lease struct {
+	Address      netip.Addr   `json:"address"`
+	PrefixLength int          `json:"prefix_length"`
+	MAC          lease.MAC    `json:"mac"`
+	Name         string       `json:"name"`
+	PoolID       string       `json:"pool_id"`
+	Subnet       netip.Prefix `json:"subnet"`
+	State        string       `json:"state"` // bound, renewing, rebinding, lost, waiting, releasing
+	Server       netip.Addr   `json:"server"`
+	ClientID     string       `json:"client_id"` // hexadecimal bytes with colons
+	ObtainedAt   *time.Time   `json:"obtained_at"`
+	RenewAt      *time.Time   `json:"renew_at"`
+	RebindAt     *time.Time   `json:"rebind_at"`
+	ExpiresAt    *time.Time   `json:"expires_at"`
+}
+
+func present(l lease.Held) Lease {
+	at := func(t time.Time) *time.Time {
+		if t.IsZero() {
+			return nil
+		}
+		t = t.UTC().Truncate(time.Second)
+		return &t
+	}
+	return Lease{
+		Address: l.Addr(), PrefixLength: l.Prefix.Bits(), MAC: l.MAC, Name: l.Name, PoolID: l.Pool, Subnet: l.Subnet,
+		State: l.State, Server: l.Server,
+		ClientID:   strings.ReplaceAll(fmt.Sprintf("% x", l.ClientID), " ", ":"),
+		ObtainedAt: at(l.Obtained), RenewAt: at(l.Renew), RebindAt: at(l.Rebind), ExpiresAt: at(l.Expires),
+	}
+}
+
+// operator answers the operator commands. Whoever may open the socket may do
+// everything: it is root's.
+type operator struct {
+	manager *lease.Manager
+	log     *slog.Logger
+}
+
+func (o operator) route(r *mux.Router) {
+	r.HandleFunc(leasesPath, o.list).Methods(http.MethodGet)
+	// Whatever stands there is a key, so that ReleaseByHand can say what is
+	// wrong with it.
+	r.HandleFunc(leasesPath+"/{key:.*}", o.release).Methods(http.MethodDelete)
+	r.HandleFunc(reconcilePath, o.reconcile).Methods(http.MethodPost)
+}
+
+func (o operator) list(w http.ResponseWriter, _ *http.Request) {
+	leases := []Lease{}
+	for _, l := range o.manager.Leases() {
+		leases = append(leases, present(l))
+	}
+	answer(w, http.StatusOK, leases)
+}
+
+func (o operator) release(w http.ResponseWriter, r *http.Request) {
+	key := mux.Vars(r)["key"]
+	l, err := o.manager.ReleaseByHand(r.Context(), key, r.URL.Query().Get("pool"))
+	switch {
+	case errors.Is(err, lease.ErrNoLease):
+		answer(w, http.StatusNotFound, failure{Err: err.Error()})
+	case err != nil:
+		answer(w, http.StatusConflict, failure{Err: err.Error()})
+	default:
+		o.log.Info("lease released by hand", "address", l.Addr(), "mac", l.MAC)
+		answer(w, http.StatusOK, present(l))
+	}
+}
+
+// reconciliation is what a reconcile command sends.
+type reconciliation struct {
+	Inventory lease.Inventory `json:"inventory"`
+	DryRun    bool            `json:"dry_run"`
+}
+
+// reconcileLimit bounds an inventory: 100,000 containers have about 20 MB.
+const reconcileLimit = 64 << 20
+
+func (o operator) reconcile(w http.ResponseWriter, r *http.Request) {
+	var in reconciliation
+	body, err := readBody(w, r, reconcileLimit)
+	if err == nil {
+		err = json.Unmarshal(body, &in)
+	}
+	if err != nil {
+		answer(w, http.StatusBadRequest, failure{Err: fmt.Sprintf("read the inventory: %v", err)})
+		return
+	}
+	findings, err := o.manager.Reconcile(r.Context(), in.Inventory, in.DryRun)
+	for _, f := range findings {
+		o.log.Info("reconciled", "action", f.Action, "dry run", in.DryRun, "address", f.Address, "mac", f.MAC, "name", f.Name, "network", f.Network, "detail", f.Detail)
+	}
+	if err != nil {
+		answer(w, http.StatusConflict, failure{Err: err.Error()})
+		return
+	}
+	answer(w, http.StatusOK, append([]lease.Finding{}, findings...))
+}
+
+// Reconcile has the daemon on a socket compare its leases with an engine's
+// inventory.
+func Reconcile(ctx context.Context, socket string, inventory lease.Inventory, dryRun bool) ([]lease.Finding, error) {
+	var findings []lease.Finding
+	err := ask(ctx, socket, http.MethodPost, reconcilePath, reconciliation{inventory, dryRun}, &findings)
+	return findings, err
+}
+
+// Leases asks the daemon on a socket for its leases, sorted by address.
+func Leases(ctx context.Context, socket string) ([]Lease, error) {
+	var leases []Lease
+	err := ask(ctx, socket, http.MethodGet, leasesPath, nil, &leases)
+	return leases, err
+}
+
+// Release asks the daemon on a socket to give back the lease of an address or
+// MAC, in one pool or, with "", in whichever has it. It returns the lease.
+func Release(ctx context.Context, socket, key, pool string) (Lease, error) {
+	path := leasesPath + "/" + url.PathEscape(key)
+	if pool != "" {
+		path += "?" + url.Values{"pool": {pool}}.Encode()
+	}
+	var l Lease
+	err := ask(ctx, socket, http.MethodDelete, path, nil, &l)
+	return l, err
+}
+
+// ask calls the daemon, with a body unless in is nil. Its errors are for the
+// operator.
+func ask(ctx context.Context, socket, method, path string, in, out any) error {
+	var body io.Reader
+	if in != nil {
+		text, err := json.Marshal(in)
+		if err != nil {
+			return err
+		}
+		body = bytes.NewReader(text)
+	}
+	var dialer net.Dialer
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return dialer.DialContext(ctx, "unix", socket)
+	}}}
+	req, err := http.NewRequestWithContext(ctx, method, "http://oam-docker-ipam"+path, body)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("open %s: not permitted: run this as root", socket)
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ECONNREFUSED):
+		return fmt.Errorf("the daemon is not running: nobody serves %s: start it (systemctl start oam-docker-ipam), or name its socket with --socket", socket)
+	case err != nil:
+		return fmt.Errorf("ask the daemon: %w", err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return fmt.Errorf("read the daemon's answer: %w", err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		var failed failure
+		if json.Unmarshal(text, &failed) == nil && failed.Err != "" {
+			return errors.New(failed.Err)
+		}
+		return fmt.Errorf("the daemon answers %s", resp.Status)
+	}
+	if err := json.Unmarshal(text, out); err != nil {
+		return fmt.Errorf("parse the daemon's answer: %w", err)
+	}
+	return nil
+}
