@@ -680,7 +680,6 @@ func (w *world) ages(subnet string) (ages []int) {
 // 10,000 a subnet: the oldest go, never one whose release is pending (for an
 // hour, 1h > 1s).
 func TestManyBindings(t *testing.T) {
-	crowded(t)
 	const most = 10_000
 	inWorldOf(t, auto, func(w *world) {
 		w.fill(most, "192.0.2.0/24", "198.18.0.0/24")
@@ -710,7 +709,6 @@ func TestManyBindings(t *testing.T) {
 
 // A pending release, of an hour, is the oldest of 10,000, and stays.
 func TestPendingReleaseIsTheOldest(t *testing.T) {
-	crowded(t)
 	const most = 10_000
 	inWorldOf(t, auto, func(w *world) {
 		w.fill(most, "192.0.2.0/24")
@@ -740,7 +738,6 @@ func TestPendingReleaseIsTheOldest(t *testing.T) {
 // 30 days: what is older goes at the start, what becomes older as soon as
 // another container leaves.
 func TestOldBindings(t *testing.T) {
-	crowded(t)
 	const day = 24 * time.Hour
 	inWorldOf(t, auto, func(w *world) {
 		w.fill(4, "192.0.2.0/24")

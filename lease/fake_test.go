@@ -705,12 +705,3 @@ func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
 // mac is the n-th container's.
 func mac(n int) lease.MAC { return lease.MAC{2, 0, 0, 0, byte(n >> 8), byte(n)} }
-
-// crowded skips a test of a thousand timers and more under the race detector,
-// which crashes in such a bubble (go.dev/issue/78156, open with Go 1.26).
-func crowded(t *testing.T) {
-	t.Helper()
-	if underRace {
-		t.Skip("the race detector crashes in a bubble with so many timers")
-	}
-}

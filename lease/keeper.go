@@ -19,7 +19,14 @@ func (m *Manager) scheduleLocked(p *pool, e *entry, at time.Time) {
 		return
 	}
 	turn := e.turn
-	e.timer = time.AfterFunc(m.clock.until(at), func() { m.keep(p, e, turn) })
+	wait := m.clock.until(at)
+	if wait <= 0 {
+		// Not a timer of no time: the race detector crashes when two of these
+		// start at once in a bubble (go.dev/issue/78156, open with Go 1.26).
+		go m.keep(p, e, turn)
+		return
+	}
+	e.timer = time.AfterFunc(wait, func() { m.keep(p, e, turn) })
 }
 
 // armLocked sets the next attempts on some leases by their state: of those

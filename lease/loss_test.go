@@ -408,7 +408,6 @@ func TestLossIsNotSaidAgainAfterARequest(t *testing.T) {
 
 // Many leases lost at once: each container is stopped, each once.
 func TestManyLosses(t *testing.T) {
-	crowded(t)
 	inWorldOf(t, losing(lease.StopLost), func(w *world) {
 		pool := w.pool()
 		var want []string

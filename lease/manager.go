@@ -86,9 +86,9 @@ type pool struct {
 // dropped only by the holder of its MAC's claim.
 type entry struct {
 	lease Lease
-	timer *time.Timer // of the keeper; nil for infinite leases
-	// turn counts the timers: one that was replaced after it had fired does
-	// nothing.
+	timer *time.Timer // of the keeper; nil when no attempt is to come
+	// turn counts the attempts that were set: one that was replaced after its
+	// time had come does nothing.
 	turn int
 	// began is when the last attempt did, by the Manager's clock.
 	began time.Time
@@ -224,6 +224,7 @@ func (m *Manager) dropLocked(p *pool, e *entry) {
 func (e *entry) stopLocked() {
 	if e.timer != nil {
 		e.timer.Stop()
+		e.timer = nil
 	}
 }
 

@@ -574,12 +574,13 @@ func TestExpiredLeaseSurvivesAFailedGrant(t *testing.T) {
 					w.server.gives(addr(given))
 					w.store.before.set(before)
 					w.refused(pool, lease.Endpoint{MAC: mac(1)}, "store the lease", errDiskFull.Error())
-					w.server.saw(t, "1h0m1s confirm 192.0.2.10", "1h0m2s acquire 02:00:00:00:00:01 192.0.2.10", "1h0m2s release "+given)
+					// Its server was heard: it is asked for again.
+					w.server.saw(t, "1h0m1s confirm 192.0.2.10", "1h0m2s acquire 02:00:00:00:00:01 192.0.2.10", "1h0m2s release "+given,
+						"1h0m2s confirm 192.0.2.10")
 					w.holds("192.0.2.10 lost")
 					w.agree()
 					w.store.before.set(nil)
 					w.server.onAcquire.set(nil)
-					// It is still asked for.
 					time.Sleep(2 * time.Minute)
 					w.holds("192.0.2.10 bound")
 					w.server.leased(t, addr("192.0.2.10"))

@@ -32,8 +32,9 @@ func TestRestartResumesEachState(t *testing.T) {
 				l := w.acquire(w.pool(), lease.Endpoint{MAC: mac(1), Name: "web"})
 				w.server.saw(t, "0s acquire 02:00:00:00:00:01")
 				w.restart(c.down)
-				if held := w.manager.Leases(); len(held) != 1 || !same(held[0].Lease, l) {
-					t.Fatalf("resumed as %+v", held)
+				// What is overdue may already be asked for.
+				if held := w.manager.Leases(); c.down < 30*time.Minute && (len(held) != 1 || !same(held[0].Lease, l)) {
+					t.Errorf("resumed as %+v", held)
 				}
 				time.Sleep(max(0, 30*time.Minute-c.down) + time.Second)
 				w.server.saw(t, c.want)
