@@ -24,6 +24,7 @@ var (
 	alone  = flag.Int("alone", 200, "requests of a round, one at a time")
 	busy   = flag.Int("busy", 2000, "requests of a round, with 64 callers")
 	stored = flag.Int("leases", 10000, "leases for the figures of memory and start")
+	client = flag.String("client-id", "auto", "the daemon's --client-id; with mac, releases leave at once")
 	daemon = flag.String("daemon", "./oam-docker-ipam", "the daemon's binary")
 )
 
@@ -99,7 +100,7 @@ type bench struct {
 
 func (b *bench) start() error {
 	daemon, err := b.host.Start("daemon", lab.Command{Args: []string{
-		b.binary, "--dhcp-server", "10.10.0.1", "--listen-addr", "10.10.0.2", "--socket", b.socket, "--data-dir", b.data, "server",
+		b.binary, "--dhcp-server", "10.10.0.1", "--listen-addr", "10.10.0.2", "--socket", b.socket, "--data-dir", b.data, "--client-id", *client, "server",
 	}})
 	b.daemon, b.plugin = daemon, newPlugin(b.socket)
 	return err
