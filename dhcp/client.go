@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"github.com/krolaw/dhcp4"
-	"golang.org/x/time/rate"
 
 	"github.com/talkingdata/oam-docker-ipam/lease"
 )
@@ -29,7 +28,7 @@ type Client struct {
 	log       *slog.Logger
 	probeMAC  lease.MAC
 	drops     Drops
-	farewells *rate.Limiter
+	farewells *farewells
 
 	// What the host does; tests put their own in.
 	open     func(relay netip.Addr) (conn net.PacketConn, unlock func(), err error)
@@ -49,7 +48,7 @@ var _ lease.Client = (*Client)(nil)
 func NewClient(global lease.Options, log *slog.Logger) *Client {
 	return &Client{
 		global: global, log: log, probeMAC: hostMAC(),
-		farewells: rate.NewLimiter(rate.Every(farewellSpacing), farewellBurst),
+		farewells: newFarewells(),
 		open:      openRelay, source: sourceTowards, resolve: resolveHost, hardware: hardwareOf,
 		links: map[netip.Addr]*Link{},
 	}
@@ -139,21 +138,22 @@ const (
 
 // exchange is a run of messages with one xid.
 type exchange struct {
-	key      exchangeKey
-	clientID []byte // option 61 of every message
-	began    time.Time
-	pool     lease.Pool
-	paths    []path
-	replies  chan reply
-	sent     int   // messages that left
-	failed   error // of the last sending that failed
+	key       exchangeKey
+	clientID  []byte // option 61 of every message
+	began     time.Time
+	pool      lease.Pool
+	paths     []path
+	replies   chan reply
+	sent      int        // messages that left
+	failed    error      // of the last sending that failed
+	farewells *farewells // the Client's
 }
 
 // begin opens an exchange on all paths; the caller must end it.
-func begin(pool lease.Pool, mac lease.MAC, clientID []byte, paths []path) *exchange {
+func (c *Client) begin(pool lease.Pool, mac lease.MAC, clientID []byte, paths []path) *exchange {
 	x := &exchange{
 		key: exchangeKey{rand.Uint32(), mac}, clientID: clientID, began: time.Now(),
-		pool: pool, paths: paths, replies: make(chan reply, replyQueue),
+		pool: pool, paths: paths, replies: make(chan reply, replyQueue), farewells: c.farewells,
 	}
 	for _, p := range paths {
 		p.link.await(x.key, clientID, x.replies)
@@ -182,6 +182,9 @@ func (x *exchange) send(m message, paths ...path) {
 			continue
 		}
 		x.sent++
+	}
+	if m.kind == dhcp4.Release || m.kind == dhcp4.Decline {
+		x.farewells.left(x.clientID)
 	}
 }
 
@@ -228,7 +231,7 @@ func (c *Client) Probe(ctx context.Context, pool lease.Pool, accept func(lease.O
 	if err != nil {
 		return lease.Offer{}, err
 	}
-	x := begin(pool, c.probeMAC, lease.MACClientID(c.probeMAC), paths)
+	x := c.begin(pool, c.probeMAC, lease.MACClientID(c.probeMAC), paths)
 	defer x.end()
 	x.began = began
 	m := message{kind: dhcp4.Discover}
@@ -287,7 +290,10 @@ func (c *Client) try(ctx context.Context, req lease.Request, paths []path, began
 	if clientID == nil {
 		clientID = lease.MACClientID(req.MAC)
 	}
-	x := begin(req.Pool, req.MAC, clientID, paths)
+	if err := c.farewells.rest(ctx, clientID); err != nil {
+		return lease.Lease{}, err
+	}
+	x := c.begin(req.Pool, req.MAC, clientID, paths)
 	defer x.end()
 	x.began = began
 	m := message{kind: dhcp4.Discover, hostName: hostName(req.Name), requested: req.Address}
@@ -423,12 +429,15 @@ func (c *Client) resume(pool lease.Pool, l lease.Lease) (*exchange, error) {
 	if err != nil {
 		return nil, err
 	}
-	return begin(pool, l.MAC, l.ClientID, []path{p}), nil
+	return c.begin(pool, l.MAC, l.ClientID, []path{p}), nil
 }
 
 // Confirm implements lease.Client: option 50, neither 54 nor ciaddr (RFC 2131
 // section 4.3.2, INIT-REBOOT).
 func (c *Client) Confirm(ctx context.Context, pool lease.Pool, l lease.Lease) (lease.Lease, error) {
+	if err := c.farewells.rest(ctx, l.ClientID); err != nil {
+		return lease.Lease{}, err
+	}
 	x, err := c.resume(pool, l)
 	if err != nil {
 		return lease.Lease{}, err
@@ -466,7 +475,7 @@ func (c *Client) Rebind(ctx context.Context, pool lease.Pool, l lease.Lease) (le
 	if err != nil {
 		return lease.Lease{}, err
 	}
-	x := begin(pool, l.MAC, l.ClientID, paths)
+	x := c.begin(pool, l.MAC, l.ClientID, paths)
 	defer x.end()
 	return x.extend(ctx, l)
 }
@@ -501,42 +510,6 @@ func (x *exchange) answer(ctx context.Context, l lease.Lease, pause <-chan time.
 			return l, nil
 		}
 	}
-}
-
-// Release implements lease.Client. Once only: a copy that comes late could
-// release what the same client was granted in between.
-func (c *Client) Release(ctx context.Context, pool lease.Pool, l lease.Lease) error {
-	return c.farewell(ctx, pool, l, message{kind: dhcp4.Release, ciaddr: l.Addr()})
-}
-
-// Decline implements lease.Client.
-func (c *Client) Decline(ctx context.Context, pool lease.Pool, l lease.Lease) error {
-	return c.farewell(ctx, pool, l, message{kind: dhcp4.Decline, requested: l.Addr()})
-}
-
-// Messages without an answer can't be repeated, and a server's socket holds some
-// 256 of them: 600 at once, as when an engine stops, left 390 leased on ISC
-// dhcpd and dnsmasq. At this pace a server may stand still for a second, as one
-// whose disk is busy does; with 2 ms between them, such a one lost some.
-const (
-	farewellBurst   = 64
-	farewellSpacing = 5 * time.Millisecond
-)
-
-// farewell sends a message that has no answer, with the server identifier,
-// without which dnsmasq ignores it.
-func (c *Client) farewell(ctx context.Context, pool lease.Pool, l lease.Lease, m message) error {
-	x, err := c.resume(pool, l)
-	if err != nil {
-		return err
-	}
-	defer x.end()
-	if err := c.farewells.Wait(ctx); err != nil {
-		return fmt.Errorf("wait for the releases before this one: %w", err)
-	}
-	m.server = l.Server
-	x.send(m, x.paths...)
-	return x.failed
 }
 
 // RelayMAC implements lease.Client.

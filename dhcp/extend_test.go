@@ -271,53 +271,6 @@ func TestExtendWriteErrors(t *testing.T) {
 	})
 }
 
-// Farewells: one message each, to the lease's server, whatever is configured
-// meanwhile, and no wait.
-func TestFarewell(t *testing.T) {
-	for name, call := range map[string]func(*Client, context.Context, lease.Pool, lease.Lease) error{
-		"release": (*Client).Release, "decline": (*Client).Decline,
-	} {
-		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T, l *lan) {
-				c := l.client(server2)
-				if err := call(c, t.Context(), home, held(server1)); err != nil {
-					t.Fatal(err)
-				}
-				if m := l.log(); len(m) != 1 || m[0].to != server1 || m[0].addr(54) != server1.Addr() {
-					t.Errorf("sent %v", l.kinds())
-				}
-				if took := time.Since(l.began); took != 0 {
-					t.Errorf("took %s", took)
-				}
-			})
-		})
-	}
-}
-
-// A crowd of farewells leaves at a pace that servers can follow, and says so
-// where its time doesn't allow that.
-func TestFarewellsInACrowd(t *testing.T) {
-	bubble(t, func(t *testing.T, l *lan) {
-		c := l.client(server1)
-		for range farewellBurst + 10 {
-			if err := c.Release(t.Context(), home, held(server1)); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if took, want := time.Since(l.began), 10*farewellSpacing; took != want {
-			t.Errorf("%d releases took %s, want %s", farewellBurst+10, took, want)
-		}
-		ctx, cancel := context.WithCancel(t.Context())
-		cancel()
-		if err := c.Release(ctx, home, held(server1)); !errors.Is(err, context.Canceled) {
-			t.Errorf("error %v", err)
-		}
-		if m := l.log(); len(m) != farewellBurst+10 {
-			t.Errorf("%d releases were sent", len(m))
-		}
-	})
-}
-
 func TestProbe(t *testing.T) {
 	bubble(t, func(t *testing.T, l *lan) {
 		server := newDHCPD(server1)

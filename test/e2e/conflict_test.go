@@ -42,7 +42,6 @@ func (q squatter) take(addr netip.Addr) {
 // answers tries that an address is reached, and at this MAC.
 func (s *site) answers(addr netip.Addr, mac string) {
 	s.Helper()
-	must(s.net.Client.Run("ip", "neighbour", "flush", "dev", "eth0"))(s.T)
 	s.pings(s.net.Client, addr)
 	if said := must(s.net.Client.Run("ip", "neighbour", "show", addr.String(), "dev", "eth0"))(s.T); !strings.Contains(said, mac) {
 		s.Errorf("%s is answered by %q, want %s", addr, said, mac)
