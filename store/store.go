@@ -15,6 +15,7 @@ import (
 
 	bolt "go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/talkingdata/oam-docker-ipam/lease"
 )
@@ -208,21 +209,24 @@ func (db *DB) Close() error { return db.bolt.Close() }
 // Load implements lease.Store. Values that can't be read are an error that
 // names them: a lease left out silently would be given to somebody else.
 func (db *DB) Load() (saved lease.Saved, err error) {
-	err = db.bolt.View(func(tx *bolt.Tx) (err error) {
-		if saved.Pools, err = pools.load(tx); err != nil {
+	// Each has a transaction of its own, since goroutines can't share one.
+	// Without commits, all see the same.
+	db.writer.Lock()
+	defer db.writer.Unlock()
+	var g errgroup.Group
+	g.Go(func() error { return db.bolt.View(pools.loadInto(&saved.Pools)) })
+	// Decoding these two is most of a start's time.
+	g.Go(func() error { return db.bolt.View(leases.loadInto(&saved.Leases)) })
+	g.Go(func() error { return db.bolt.View(bindings.loadInto(&saved.Bindings)) })
+	g.Go(func() error {
+		return db.bolt.View(func(tx *bolt.Tx) (err error) {
+			if data := tx.Bucket(metaBucket).Get(hostKey); data != nil {
+				saved.Host, err = hosts.decode(hostKey, data)
+			}
 			return err
-		}
-		if saved.Leases, err = leases.load(tx); err != nil {
-			return err
-		}
-		if saved.Bindings, err = bindings.load(tx); err != nil {
-			return err
-		}
-		if data := tx.Bucket(metaBucket).Get(hostKey); data != nil {
-			saved.Host, err = hosts.decode(hostKey, data)
-		}
-		return err
+		})
 	})
+	err = g.Wait()
 	return saved, err
 }
 

@@ -65,12 +65,13 @@ func (t table[T]) decode(key, data []byte) (T, error) {
 	return value, nil
 }
 
-// load reads all values of a bucket.
-func (t table[T]) load(tx *bolt.Tx) (all []T, err error) {
-	err = tx.Bucket(t.bucket).ForEach(func(key, data []byte) error {
-		value, err := t.decode(key, data)
-		all = append(all, value)
-		return err
-	})
-	return all, err
+// loadInto reads all values of the bucket.
+func (t table[T]) loadInto(all *[]T) func(*bolt.Tx) error {
+	return func(tx *bolt.Tx) error {
+		return tx.Bucket(t.bucket).ForEach(func(key, data []byte) error {
+			value, err := t.decode(key, data)
+			*all = append(*all, value)
+			return err
+		})
+	}
 }
