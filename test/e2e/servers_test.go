@@ -51,7 +51,7 @@ func (s *site) servers(list ...string) {
 		s.daemon.Flags = before
 		check(s.T, s.daemon.Restart())
 	})
-	s.daemon.Flags = []string{"--debug", "--dhcp-server", strings.Join(list, ",")}
+	s.daemon.Flags = append([]string{"--debug", "--dhcp-server", strings.Join(list, ",")}, byMAC...)
 	check(s.T, s.daemon.Restart())
 }
 
