@@ -184,7 +184,7 @@ func (x *exchange) send(m message, paths ...path) {
 		x.sent++
 	}
 	if m.kind == dhcp4.Release || m.kind == dhcp4.Decline {
-		x.farewells.left(x.clientID)
+		x.farewells.note(x.clientID, time.Now())
 	}
 }
 
@@ -310,12 +310,12 @@ func (c *Client) try(ctx context.Context, req lease.Request, paths []path, began
 	if err != nil {
 		if !errors.Is(err, lease.ErrNAK) && !req.InUse {
 			// The ACK may be what was lost.
-			x.giveBack(m.server, offer.addr, to)
+			x.giveBack(ctx, m.server, offer.addr, to)
 		}
 		return lease.Lease{}, err
 	}
 	if err := req.Accept(ack.addr); err != nil {
-		x.giveBack(m.server, ack.addr, to)
+		x.giveBack(ctx, m.server, ack.addr, to)
 		return lease.Lease{}, err
 	}
 	l := lease.Lease{
@@ -398,11 +398,6 @@ func refusal(r reply) error {
 	return fmt.Errorf("%w: server %s says %q", lease.ErrNAK, r.server, r.options[byte(dhcp4.OptionMessage)])
 }
 
-// giveBack releases what may have been leased in this exchange.
-func (x *exchange) giveBack(server, addr netip.Addr, to path) {
-	x.send(message{kind: dhcp4.Release, ciaddr: addr, server: server}, to)
-}
-
 // via is the path over which an offer's server is spoken to from then on. The
 // servers answer from whatever address their routing chooses, so neither the
 // source nor the identifier must be one that we asked.
@@ -451,7 +446,7 @@ func (c *Client) Confirm(ctx context.Context, pool lease.Pool, l lease.Lease) (l
 		case err != nil:
 			return lease.Lease{}, err
 		case got.Addr() != l.Addr():
-			x.giveBack(got.Server, got.Addr(), x.paths[0])
+			x.giveBack(ctx, got.Server, got.Addr(), x.paths[0])
 			return lease.Lease{}, fmt.Errorf("DHCP server %s acknowledged address %s instead of %s", got.Server, got.Addr(), l.Addr())
 		default:
 			return got, nil

@@ -5,7 +5,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"net/netip"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/talkingdata/oam-docker-ipam/lease"
@@ -128,7 +130,7 @@ func TestRestAfterAnExchangeGaveBack(t *testing.T) {
 	})
 }
 
-// What is remembered of farewells is bounded by their pace.
+// What is remembered of farewells doesn't grow.
 func TestFarewellsAreForgotten(t *testing.T) {
 	bubble(t, func(t *testing.T, l *lan) {
 		c := l.client(server1)
@@ -138,9 +140,160 @@ func TestFarewellsAreForgotten(t *testing.T) {
 			if err := c.Release(t.Context(), home, gone); err != nil {
 				t.Fatal(err)
 			}
-			if most, known := farewellBurst+int(farewellRest/farewellSpacing)+1, len(c.farewells.last); known > most {
+			if most, known := farewellBurst+int(farewellRest/farewellSpacing)+1, c.farewells.known(); known > most {
 				t.Fatalf("after %d releases %d are remembered, want at most %d", n+1, known, most)
 			}
 		}
+		time.Sleep(farewellRest)
+		synctest.Wait()
+		if known := c.farewells.known(); known != 0 {
+			t.Errorf("in the end %d are remembered", known)
+		}
 	})
+}
+
+func (f *farewells) known() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.last)
+}
+
+// A client that comes back while its farewell waits for its turn in a crowd
+// speaks after it: before it, the server would free what it has just leased.
+func TestRestWhileAFarewellWaits(t *testing.T) {
+	for name, farewell := range farewellCalls {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, l *lan) {
+				server := newDHCPD(server1)
+				l.attach(server)
+				c := l.client(server1)
+				defer crowd(t, c, farewellBurst+20)()
+				left := held(server1)
+				var wg sync.WaitGroup
+				wg.Go(func() {
+					if err := farewell(c, t.Context(), home, left); err != nil {
+						t.Error(err)
+					}
+				})
+				synctest.Wait()
+				if _, err := c.Acquire(t.Context(), lease.Request{Pool: home, MAC: left.MAC, ClientID: left.ClientID, Accept: anyAddr}); err != nil {
+					t.Fatal(err)
+				}
+				wg.Wait()
+				m := l.log()
+				last := farewellBurst + 20
+				if k := m[last].kind(); k != release && k != decline || m[last].at != 21*farewellSpacing {
+					t.Errorf("%v at %s", k, m[last].at)
+				}
+				if rest := m[last+1].at - m[last].at; m[last+1].kind() != discover || rest != farewellRest {
+					t.Errorf("%v after %s", m[last+1].kind(), rest)
+				}
+			})
+		})
+	}
+}
+
+// A farewell while its client rests after another one: the rest begins anew.
+func TestFarewellDuringARest(t *testing.T) {
+	bubble(t, func(t *testing.T, l *lan) {
+		server := newDHCPD(server1)
+		l.attach(server)
+		c := l.client(server1)
+		left := held(server1)
+		say := func() {
+			if err := c.Release(t.Context(), home, left); err != nil {
+				t.Error(err)
+			}
+		}
+		say()
+		time.AfterFunc(farewellRest/2, say)
+		if _, err := c.Acquire(t.Context(), lease.Request{Pool: home, MAC: left.MAC, ClientID: left.ClientID, Accept: anyAddr}); err != nil {
+			t.Fatal(err)
+		}
+		if m := l.log(discover); len(m) != 1 || m[0].at != farewellRest*3/2 {
+			t.Errorf("spoke at %s", m[0].at)
+		}
+	})
+}
+
+// A farewell whose caller doesn't wait for its turn holds nobody up.
+func TestFarewellThatDoesNotWait(t *testing.T) {
+	bubble(t, func(t *testing.T, l *lan) {
+		server := newDHCPD(server1)
+		l.attach(server)
+		c := l.client(server1)
+		defer crowd(t, c, farewellBurst+20)()
+		ctx, cancel := context.WithTimeout(t.Context(), farewellSpacing)
+		defer cancel()
+		left := held(server1)
+		if err := c.Release(ctx, home, left); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("error %v", err)
+		}
+		sent := len(l.log())
+		if _, err := c.Acquire(t.Context(), lease.Request{Pool: home, MAC: left.MAC, ClientID: left.ClientID, Accept: anyAddr}); err != nil {
+			t.Fatal(err)
+		}
+		if at := l.log()[sent].at; at != farewellSpacing {
+			t.Errorf("spoke at %s", at)
+		}
+		// Nor does it use up its turn.
+		if err := c.Release(t.Context(), home, returning()); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(l.began); took != 21*farewellSpacing {
+			t.Errorf("the next one left at %s", took)
+		}
+	})
+}
+
+// What exchanges give back by themselves keeps the pace too, also when all of
+// their callers went at once.
+func TestGivenBackInACrowd(t *testing.T) {
+	bubble(t, func(t *testing.T, l *lan) {
+		server := newDHCPD(server1)
+		l.serve = func(m sent) {
+			if m.kind() == discover {
+				l.reply(m, time.Millisecond, server1, server.answer(m.packet))
+			}
+		}
+		c := l.client(server1)
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		for n := range farewellBurst + 20 {
+			wg.Go(func() {
+				if _, err := c.Acquire(ctx, want(home, lease.MAC{2, 0, 0, 0, 0, byte(n)})); err == nil {
+					t.Error("got a lease without an ACK")
+				}
+			})
+		}
+		time.Sleep(10 * time.Millisecond)
+		cancel()
+		began := time.Since(l.began)
+		wg.Wait()
+		m := l.log(release)
+		if len(m) != farewellBurst+20 {
+			t.Fatalf("%d releases", len(m))
+		}
+		if took := m[len(m)-1].at - began; took != 20*farewellSpacing {
+			t.Errorf("they left within %s", took)
+		}
+	})
+}
+
+// crowd has n other clients say farewell at the same time. It returns a function
+// that waits until they all have.
+func crowd(t *testing.T, c *Client, n int) (wait func()) {
+	t.Helper()
+	var wg sync.WaitGroup
+	for n := range n {
+		wg.Go(func() {
+			gone := held(server1)
+			gone.ClientID = binary.BigEndian.AppendUint32([]byte{0}, uint32(n))
+			if err := c.Release(t.Context(), home, gone); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	synctest.Wait()
+	return wg.Wait
 }

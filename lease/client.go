@@ -33,10 +33,13 @@ type Client interface {
 	// Rebind is Renew, asking every server.
 	Rebind(ctx context.Context, pool Pool, lease Lease) (Lease, error)
 
-	// Release sends one DHCPRELEASE, to which there is no answer.
+	// Release sends one DHCPRELEASE, to which there is no answer. In a crowd it
+	// waits for its turn; what Acquire and Confirm ask for the same client
+	// identifier waits until it has left.
 	Release(ctx context.Context, pool Pool, lease Lease) error
 
-	// Decline sends one DHCPDECLINE: the address is used by somebody else.
+	// Decline sends one DHCPDECLINE, as Release does: the address is used by
+	// somebody else.
 	Decline(ctx context.Context, pool Pool, lease Lease) error
 
 	// RelayMAC is the hardware address of the interface that has the pool's
