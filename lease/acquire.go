@@ -180,6 +180,7 @@ func (m *Manager) obtain(ctx context.Context, w *wish) (Lease, error) {
 		taken, err := m.disputed(ctx, w.pool, l)
 		if err != nil {
 			m.giveBack(ctx, w.pool, l)
+			m.heard(l)
 			return Lease{}, err
 		}
 		if taken == nil {

@@ -287,8 +287,14 @@ func (m *Manager) left(ctx context.Context, p Pool, b Binding, c Change) {
 	m.log.Info("container left: its lease is released unless it comes back", "address", b.Lease.Addr(), "mac", b.Lease.MAC, "name", b.Lease.Name, "in", *m.options(p).ReleaseDelay)
 }
 
-// releaseRetry is the wait after a store that failed.
-const releaseRetry = time.Minute
+const (
+	// releaseRetry is the wait after a store that failed.
+	releaseRetry = time.Minute
+	// maxLate bounds the pending releases that are sent at the same time. A
+	// crowd waits for its turn here, where a container that comes back, or the
+	// daemon's end, still finds the release pending.
+	maxLate = 64
+)
 
 // releaseLate sends a pending release whose time has come.
 func (m *Manager) releaseLate(key BindingKey) {
@@ -302,6 +308,12 @@ func (m *Manager) releaseLate(key BindingKey) {
 		return
 	}
 	defer m.wg.Done()
+	select {
+	case m.late <- struct{}{}:
+		defer func() { <-m.late }()
+	case <-m.ctx.Done():
+		return
+	}
 	if err := m.releasePending(m.ctx, key); err != nil && m.ctx.Err() == nil {
 		m.log.Error("pending release not sent: it is tried again", "in", releaseRetry, "error", err)
 		m.mu.Lock()

@@ -836,3 +836,79 @@ func TestAllRestartAtOnce(t *testing.T) {
 		w.server.forget()
 	})
 }
+
+// crowdLeft is a network whose n containers all left at once, and a store that
+// takes a second to note that a release was sent: half a second after they are
+// due, the first 64 are being sent, the others wait.
+func (w *world) crowdLeft(n int) (pool string) {
+	w.Helper()
+	pool = w.networkOf()
+	var all []lease.Lease
+	for i := range n {
+		all = append(all, w.acquire(pool, ep(i+1, fmt.Sprint("c", i))))
+	}
+	for _, l := range all {
+		w.release(pool, l)
+	}
+	w.server.forget()
+	w.store.before.set(func(string) error { time.Sleep(time.Second); return nil })
+	time.Sleep(30*time.Second + 500*time.Millisecond)
+	return pool
+}
+
+// sent counts the server's messages of a kind, and that none came twice.
+func (w *world) sent(kind string) (n int) {
+	w.Helper()
+	w.server.mu.Lock()
+	defer w.server.mu.Unlock()
+	known := map[string]bool{}
+	for _, seen := range w.server.seen {
+		if _, who, is := strings.Cut(seen, " "+kind+" "); is {
+			if n++; known[who] {
+				w.Errorf("%s of %s came twice", kind, who)
+			}
+			known[who] = true
+		}
+	}
+	return n
+}
+
+// Releases that wait for others lose nobody a lease: who comes back still has it.
+func TestComingBackInACrowd(t *testing.T) {
+	inWorldOf(t, auto, func(w *world) {
+		const all = 200
+		pool := w.crowdLeft(all)
+		var wg sync.WaitGroup
+		for n := range all {
+			wg.Go(func() { w.acquire(pool, ep(1000+n, fmt.Sprint("c", n))) })
+		}
+		wg.Wait()
+		if kept, released := w.sent("confirm"), w.sent("release"); kept != all-64 || released != 64 {
+			t.Errorf("%d were confirmed, %d released", kept, released)
+		}
+		w.server.forget()
+	})
+}
+
+// The daemon's end waits for those that are being sent; the others are still
+// pending afterwards.
+func TestEndInACrowd(t *testing.T) {
+	inWorldOf(t, auto, func(w *world) {
+		const all = 200
+		w.crowdLeft(all)
+		w.manager.Close()
+		if n := w.sent("release"); n != 64 {
+			t.Errorf("%d releases were sent", n)
+		}
+		w.start()
+		if n := len(w.manager.Leases()); n != all-64 {
+			t.Errorf("%d are pending", n)
+		}
+		time.Sleep(time.Minute)
+		if n := w.sent("release"); n != all {
+			t.Errorf("%d releases were sent", n)
+		}
+		w.holds()
+		w.server.forget()
+	})
+}

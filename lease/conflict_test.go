@@ -204,6 +204,34 @@ func TestConflictCheckThatFails(t *testing.T) {
 	})
 }
 
+// A server that answered is heard, also when what it granted can't be used: what
+// is overdue there is asked for. T1 30m < outage 45m < T2 52m30s.
+func TestServerIsHeardThoughItsLeaseIsOfNoUse(t *testing.T) {
+	for what, answer := range map[string]func(w *world){
+		"disputed":         func(w *world) { w.neighbours.set(map[netip.Addr]lease.MAC{addr("192.0.2.50"): theirs}, nil) },
+		"not to be probed": func(w *world) { w.neighbours.set(nil, errNoInterface) },
+	} {
+		t.Run(what, func(t *testing.T) {
+			inWorldOf(t, auto, func(w *world) {
+				w.acquire(w.networkOf(), ep(1, "old"))
+				pool := w.networkOf("conflict_check=on", "conflict_interface=eth0")
+				w.server.down()
+				time.Sleep(45 * time.Minute)
+				w.server.up()
+				w.server.forget()
+				answer(w)
+				w.refused(pool, wants(2, "web", "192.0.2.50"))
+				time.Sleep(time.Second)
+				if n := w.sent("renew"); n != 1 {
+					t.Errorf("%d renewals", n)
+				}
+				w.holds("192.0.2.10 bound")
+				w.server.forget()
+			})
+		})
+	}
+}
+
 // The engine gives up in the ten seconds after a DECLINE: 5s.
 func TestCallerGoneAfterAConflict(t *testing.T) {
 	inWorldOf(t, auto, func(w *world) {

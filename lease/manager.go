@@ -42,6 +42,8 @@ type Manager struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
+	// late has a place for each pending release that is being sent.
+	late chan struct{}
 
 	// adopt is held while a pool is taken up by its ID, so that a second
 	// request doesn't store it anew over what the first has changed.
@@ -86,7 +88,7 @@ type pool struct {
 // dropped only by the holder of its MAC's claim.
 type entry struct {
 	lease Lease
-	timer *time.Timer // of the keeper; nil when no attempt is to come
+	timer *time.Timer // the last that was set, to be stopped; nil before
 	// turn counts the attempts that were set: one that was replaced after its
 	// time had come does nothing.
 	turn int
@@ -127,6 +129,7 @@ func NewManager(store Store, client Client, config Config) (*Manager, error) {
 		machine: config.Machine, prober: config.Prober, engine: config.Engine, log: config.Log,
 		clock: newClock(config.Machine), identity: saved.Host,
 		pools: map[string]*pool{}, byIdentity: map[BindingKey]*entry{}, identities: map[BindingKey]chan struct{}{},
+		late: make(chan struct{}, maxLate),
 	}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 
@@ -224,7 +227,6 @@ func (m *Manager) dropLocked(p *pool, e *entry) {
 func (e *entry) stopLocked() {
 	if e.timer != nil {
 		e.timer.Stop()
-		e.timer = nil
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -121,9 +122,13 @@ func (m *Manager) RemovePool(ctx context.Context, id string) error {
 		m.dropLocked(p, e)
 	}
 	m.mu.Unlock()
+	// All at once: each must be on its way before another network's request of
+	// the same identity is.
+	var wg sync.WaitGroup
 	for _, l := range all {
-		m.left(ctx, value, l.binding, l.change)
+		wg.Go(func() { m.left(ctx, value, l.binding, l.change) })
 	}
+	wg.Wait()
 	m.log.Info("pool removed", "pool", id, "leases", len(all))
 	return nil
 }

@@ -300,6 +300,21 @@ func TestRemovePool(t *testing.T) {
 	})
 }
 
+// Each release is on its way at once: one that waited for those before it could
+// come after another network's request of the same identity.
+func TestRemovePoolReleasesAllAtOnce(t *testing.T) {
+	inWorld(t, func(w *world) {
+		pool := w.pool()
+		for n := range 3 {
+			w.acquire(pool, lease.Endpoint{MAC: mac(n + 1)})
+		}
+		w.server.forget()
+		w.server.onRelease.set(func() error { time.Sleep(time.Second); return nil })
+		w.works(w.manager.RemovePool(w.Context(), pool))
+		w.server.sawInAnyOrder(t, "0s release 192.0.2.10", "0s release 192.0.2.11", "0s release 192.0.2.12")
+	})
+}
+
 func TestRemovePoolWithAHangingRenewal(t *testing.T) {
 	inWorld(t, func(w *world) {
 		pool := w.pool()

@@ -9,12 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"time"
 )
-
-// farewellTime bounds the sending of a release or decline, which waits for no
-// answer, but in a crowd for its turn.
-const farewellTime = 30 * time.Second
 
 // Release takes an address from an endpoint that has gone. The server gets it
 // back, where the identity is a name not before the network's release delay.
@@ -91,9 +86,7 @@ func (m *Manager) release(ctx context.Context, p *pool, l Lease, atOnce bool) er
 // sendRelease tells the server. Its failure is only logged: the lease then ends
 // at the server by itself.
 func (m *Manager) sendRelease(ctx context.Context, p Pool, l Lease) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), farewellTime)
-	defer cancel()
-	if err := m.client.Release(ctx, p, l); err != nil {
+	if err := m.client.Release(context.WithoutCancel(ctx), p, l); err != nil {
 		m.log.Warn("release not sent: the server keeps the lease until it ends", "address", l.Addr(), "mac", l.MAC, "server", l.Server, "until", m.clock.wall(l.Expires), "error", err)
 		return
 	}
@@ -101,9 +94,7 @@ func (m *Manager) sendRelease(ctx context.Context, p Pool, l Lease) {
 }
 
 func (m *Manager) decline(ctx context.Context, p Pool, l Lease) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), farewellTime)
-	defer cancel()
-	if err := m.client.Decline(ctx, p, l); err != nil {
+	if err := m.client.Decline(context.WithoutCancel(ctx), p, l); err != nil {
 		m.log.Warn("decline not sent", "address", l.Addr(), "mac", l.MAC, "server", l.Server, "error", err)
 	}
 }
