@@ -298,13 +298,7 @@ const (
 
 // releaseLate sends a pending release whose time has come.
 func (m *Manager) releaseLate(key BindingKey) {
-	m.mu.Lock()
-	closed := m.ctx.Err() != nil
-	if !closed {
-		m.wg.Add(1)
-	}
-	m.mu.Unlock()
-	if closed {
+	if !m.begins() {
 		return
 	}
 	defer m.wg.Done()

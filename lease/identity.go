@@ -147,33 +147,6 @@ func (m *Manager) clientID(ctx context.Context, p Pool, ep Endpoint) ([]byte, er
 	return MACClientID(ep.MAC), nil
 }
 
-// claimIdentity waits until nobody else acts on an identity and returns the
-// function that ends the claim. It comes after the claim of a MAC.
-func (m *Manager) claimIdentity(ctx context.Context, key BindingKey) (func(), error) {
-	mine := make(chan struct{})
-	for {
-		m.mu.Lock()
-		held := m.identities[key]
-		if held == nil {
-			m.identities[key] = mine
-		}
-		m.mu.Unlock()
-		if held == nil {
-			return func() {
-				m.mu.Lock()
-				delete(m.identities, key)
-				m.mu.Unlock()
-				close(mine)
-			}, nil
-		}
-		select {
-		case <-held:
-		case <-ctx.Done():
-			return nil, fmt.Errorf("wait for another request of the same client identifier: %w", ctx.Err())
-		}
-	}
-}
-
 // takeIdentity claims the identity of an endpoint that has no lease. A name
 // that is live, under another MAC or in another network of the subnet, is left
 // to its holder: two endpoints with one identity would get one address. The

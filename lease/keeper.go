@@ -93,17 +93,13 @@ func (m *Manager) attemptLocked(e *entry) time.Time {
 // the state's next attempt is due at the latest (RFC 2131 section 4.4.5). So a
 // server that answers nothing can't hold a lease in its state.
 func (m *Manager) keep(p *pool, e *entry, turn int) {
-	m.mu.Lock()
-	mac := e.lease.MAC
-	closed := m.ctx.Err() != nil
-	if !closed {
-		m.wg.Add(1)
-	}
-	m.mu.Unlock()
-	if closed {
+	if !m.begins() {
 		return
 	}
 	defer m.wg.Done()
+	m.mu.Lock()
+	mac := e.lease.MAC
+	m.mu.Unlock()
 	ctx, cancel := context.WithCancel(m.ctx)
 	defer cancel()
 	done, err := m.claim(ctx, p, mac, cancel)

@@ -92,6 +92,11 @@ type silence struct {
 	told map[netip.AddrPort]bool
 }
 
+func (s *silence) forget(via netip.AddrPort) {
+	delete(s.failed, via)
+	delete(s.told, via)
+}
+
 // unheard counts an attempt that nobody answered.
 func (m *Manager) unheard(l Lease, err error) {
 	now := time.Now()
@@ -124,8 +129,7 @@ func (m *Manager) unheard(l Lease, err error) {
 func (m *Manager) forgetSilence(l Lease) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	delete(m.silence.failed, l.Via)
-	delete(m.silence.told, l.Via)
+	m.silence.forget(l.Via)
 }
 
 // heard notes that a lease's server answered. After a silence, what is overdue
@@ -133,8 +137,7 @@ func (m *Manager) forgetSilence(l Lease) {
 func (m *Manager) heard(l Lease) {
 	m.mu.Lock()
 	failed, told := m.silence.failed[l.Via], m.silence.told[l.Via]
-	delete(m.silence.failed, l.Via)
-	delete(m.silence.told, l.Via)
+	m.silence.forget(l.Via)
 	overdue := 0
 	if failed > 0 {
 		now := m.clock.now()

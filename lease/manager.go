@@ -62,7 +62,7 @@ type Manager struct {
 	// byIdentity finds the lease of an identity, identities whoever acts on
 	// one.
 	byIdentity map[BindingKey]*entry
-	identities map[BindingKey]chan struct{}
+	identities map[BindingKey]*claim
 	// identity is the stored one until identitySure, then this host's.
 	identity     HostIdentity
 	identitySure bool
@@ -106,13 +106,6 @@ type entry struct {
 	missed time.Time
 }
 
-// claim is the exclusive right to act on one MAC of a pool.
-type claim struct {
-	// interrupt ends the holder's action early; nil where it must finish.
-	interrupt context.CancelFunc
-	done      chan struct{}
-}
-
 // NewManager takes up every lease of the store in the state that its times
 // say and keeps it alive from then on. Close ends it.
 func NewManager(store Store, client Client, config Config) (*Manager, error) {
@@ -128,7 +121,7 @@ func NewManager(store Store, client Client, config Config) (*Manager, error) {
 		store: store, client: client, timeout: config.Timeout, defaults: config.Global.Or(Defaults()),
 		machine: config.Machine, prober: config.Prober, engine: config.Engine, log: config.Log,
 		clock: newClock(config.Machine), identity: saved.Host,
-		pools: map[string]*pool{}, byIdentity: map[BindingKey]*entry{}, identities: map[BindingKey]chan struct{}{},
+		pools: map[string]*pool{}, byIdentity: map[BindingKey]*entry{}, identities: map[BindingKey]*claim{},
 		late: make(chan struct{}, maxLate),
 	}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
@@ -171,6 +164,18 @@ func (m *Manager) Close() {
 	m.bindings.stopLocked()
 	m.mu.Unlock()
 	m.wg.Wait()
+}
+
+// begins counts a keeper as at work, until its wg.Done, unless the Manager has
+// been closed.
+func (m *Manager) begins() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.ctx.Err() != nil {
+		return false
+	}
+	m.wg.Add(1)
+	return true
 }
 
 // commit makes a change on disk. Leases are put as the store has them.
@@ -227,36 +232,5 @@ func (m *Manager) dropLocked(p *pool, e *entry) {
 func (e *entry) stopLocked() {
 	if e.timer != nil {
 		e.timer.Stop()
-	}
-}
-
-// claim waits until nobody else acts on the MAC and returns the function that
-// ends the claim. A keeper, which passes interrupt, waits its turn; a request,
-// which passes nil, interrupts a keeper.
-func (m *Manager) claim(ctx context.Context, p *pool, mac MAC, interrupt context.CancelFunc) (func(), error) {
-	mine := &claim{interrupt: interrupt, done: make(chan struct{})}
-	for {
-		m.mu.Lock()
-		held := p.claims[mac]
-		if held == nil {
-			p.claims[mac] = mine
-		}
-		m.mu.Unlock()
-		if held == nil {
-			return func() {
-				m.mu.Lock()
-				delete(p.claims, mac)
-				m.mu.Unlock()
-				close(mine.done)
-			}, nil
-		}
-		if interrupt == nil && held.interrupt != nil {
-			held.interrupt()
-		}
-		select {
-		case <-held.done:
-		case <-ctx.Done():
-			return nil, fmt.Errorf("wait for another request about %s: %w", mac, ctx.Err())
-		}
 	}
 }

@@ -208,21 +208,29 @@ func (m *Manager) pool(ctx context.Context, id string) (*pool, error) {
 			return nil, err
 		}
 	}
+	p, taken, err := m.takeUp(adopted)
+	if taken {
+		m.log.Warn("unknown pool taken up by its ID: the database was lost or comes from the old daemon", "pool", id, "subnet", adopted.Subnet)
+	}
+	return p, err
+}
+
+// takeUp stores and adds a pool, unless one of its ID has come first.
+func (m *Manager) takeUp(value Pool) (p *pool, taken bool, err error) {
 	m.adopt.Lock()
 	defer m.adopt.Unlock()
 	m.mu.Lock()
-	p = m.pools[id]
+	p = m.pools[value.ID]
 	m.mu.Unlock()
 	if p != nil {
-		return p, nil
+		return p, false, nil
 	}
-	if err := m.commit(Change{PutPools: []Pool{adopted}}); err != nil {
-		return nil, fmt.Errorf("store the network: %w", err)
+	if err := m.commit(Change{PutPools: []Pool{value}}); err != nil {
+		return nil, false, fmt.Errorf("store the network: %w", err)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.log.Warn("unknown pool taken up by its ID: the database was lost or comes from the old daemon", "pool", id, "subnet", adopted.Subnet)
-	return m.addPoolLocked(adopted), nil
+	return m.addPoolLocked(value), true, nil
 }
 
 // learnSubnet asks the servers for the prefix length and router of a pool of

@@ -598,20 +598,8 @@ func (r *reconciliation) restoreLocked(p *pool, former *entry) {
 // adoptedPool is the pool of adopted leases of all networks like one.
 func (m *Manager) adoptedPool(like Pool) (*pool, error) {
 	like.ID, like.Adopted = like.adoptedID(), true
-	m.adopt.Lock()
-	defer m.adopt.Unlock()
-	m.mu.Lock()
-	p := m.pools[like.ID]
-	m.mu.Unlock()
-	if p != nil {
-		return p, nil
-	}
-	if err := m.commit(Change{PutPools: []Pool{like}}); err != nil {
-		return nil, fmt.Errorf("store the network: %w", err)
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.addPoolLocked(like), nil
+	p, _, err := m.takeUp(like)
+	return p, err
 }
 
 // takeAdopted moves an endpoint's lease from the adopted pool, where it stood
