@@ -58,10 +58,13 @@ func (f *farewells) turn(ctx context.Context, clientID []byte) error {
 	return nil
 }
 
-// note remembers when a client's farewell leaves.
+// note remembers when a client's farewell leaves, unless a later one waits.
 func (f *farewells) note(clientID []byte, at time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.last[string(clientID)].After(at) {
+		return
+	}
 	f.last[string(clientID)] = at
 	time.AfterFunc(time.Until(at)+farewellRest, func() { f.forget(clientID, at) })
 }

@@ -193,6 +193,39 @@ func TestRestWhileAFarewellWaits(t *testing.T) {
 	}
 }
 
+// Two farewells of one client wait for their turns, as when it was on two
+// networks of the subnet: it speaks after the second.
+func TestRestAfterTheLastFarewell(t *testing.T) {
+	bubble(t, func(t *testing.T, l *lan) {
+		server := newDHCPD(server1)
+		l.attach(server)
+		c := l.client(server1)
+		left := held(server1)
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		say := func() {
+			wg.Go(func() {
+				if err := c.Release(t.Context(), home, left); err != nil {
+					t.Error(err)
+				}
+			})
+			synctest.Wait()
+		}
+		defer crowd(t, c, farewellBurst)()
+		say()
+		defer crowd(t, c, 2*int(farewellRest/farewellSpacing))()
+		say()
+		time.Sleep(2 * farewellSpacing) // the first one has left
+		if _, err := c.Acquire(t.Context(), lease.Request{Pool: home, MAC: left.MAC, ClientID: left.ClientID, Accept: anyAddr}); err != nil {
+			t.Fatal(err)
+		}
+		last := farewellSpacing + 2*farewellRest + farewellSpacing
+		if m := l.log(discover); len(m) != 1 || m[0].at != last+farewellRest {
+			t.Errorf("spoke at %s, its last farewell left at %s", m[0].at, last)
+		}
+	})
+}
+
 // A farewell while its client rests after another one: the rest begins anew.
 func TestFarewellDuringARest(t *testing.T) {
 	bubble(t, func(t *testing.T, l *lan) {
