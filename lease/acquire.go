@@ -107,11 +107,9 @@ func (m *Manager) Acquire(ctx context.Context, poolID string, ep Endpoint) (Leas
 		return Lease{}, err
 	}
 	l.Pool, l.Prefix = poolID, netip.PrefixFrom(l.Addr(), pool.Subnet.Bits())
-	if l.State(m.clock.now()) == Bound { // not a stored one, for want of an answer
-		// Not before it is settled whose this address is: its former holder may
-		// be among the overdue.
-		defer m.heard(l)
-	}
+	// Not before it is settled whose this address is: its former holder may be
+	// among the overdue.
+	defer m.answered(l)
 	if err := m.admit(caller, p, l); err != nil {
 		return Lease{}, err
 	}
@@ -120,6 +118,14 @@ func (m *Manager) Acquire(ctx context.Context, poolID string, ep Endpoint) (Leas
 		m.sendRelease(caller, old.pool(), old.Lease)
 	}
 	return l, nil
+}
+
+// answered notes that a request's lease came from its server, unless it is a
+// stored one, for want of an answer.
+func (m *Manager) answered(l Lease) {
+	if l.State(m.clock.now()) == Bound {
+		m.heard(l)
+	}
 }
 
 // held is the lease that a MAC has in a pool.
@@ -180,14 +186,14 @@ func (m *Manager) obtain(ctx context.Context, w *wish) (Lease, error) {
 		taken, err := m.disputed(ctx, w.pool, l)
 		if err != nil {
 			m.giveBack(ctx, w.pool, l)
-			m.heard(l)
+			m.answered(l)
 			return Lease{}, err
 		}
 		if taken == nil {
 			return l, nil
 		}
 		m.decline(ctx, w.pool, l)
-		m.heard(l)
+		m.answered(l)
 		if w.ep.Address.IsValid() {
 			return Lease{}, taken
 		}

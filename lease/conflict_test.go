@@ -232,6 +232,24 @@ func TestServerIsHeardThoughItsLeaseIsOfNoUse(t *testing.T) {
 	}
 }
 
+// A stored lease that is handed out for want of an answer, and then can't be
+// used, is no word of its server. Left at 1m, back at 1m10s, delay 30s.
+func TestNobodyIsHeardThoughALeaseIsOfNoUse(t *testing.T) {
+	inWorldOf(t, auto, func(w *world) {
+		w.acquire(w.networkOf(), ep(9, "old"))
+		pool := w.networkOf("conflict_check=on", "conflict_interface=eth0")
+		web := w.acquire(pool, ep(1, "web"))
+		w.server.down()
+		time.Sleep(45 * time.Minute)
+		w.release(pool, web)
+		w.logged(1, "DHCP servers don't answer")
+		w.neighbours.set(nil, errNoInterface)
+		w.refused(pool, ep(2, "web"), errNoInterface.Error())
+		w.logged(0, "DHCP server answers again")
+		w.server.forget()
+	})
+}
+
 // The engine gives up in the ten seconds after a DECLINE: 5s.
 func TestCallerGoneAfterAConflict(t *testing.T) {
 	inWorldOf(t, auto, func(w *world) {
