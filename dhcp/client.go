@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -31,14 +30,15 @@ type Client struct {
 	farewells *farewells
 
 	// What the host does; tests put their own in.
-	open     func(relay netip.Addr) (conn net.PacketConn, unlock func(), err error)
-	source   func(to netip.AddrPort) (netip.Addr, error)
-	resolve  func(ctx context.Context, host string) ([]netip.Addr, error)
-	hardware func(relay netip.Addr) (lease.MAC, error)
+	openRelay     func(place) (socket, error)
+	openBroadcast func(place) (socket, error)
+	source        func(to netip.AddrPort) (netip.Addr, error)
+	resolve       func(ctx context.Context, host string) ([]netip.Addr, error)
+	hardware      func(relay netip.Addr) (lease.MAC, error)
 
 	// mu guards links.
 	mu    sync.Mutex
-	links map[netip.Addr]*Link // by relay address
+	links map[place]*Link
 }
 
 var _ lease.Client = (*Client)(nil)
@@ -47,10 +47,11 @@ var _ lease.Client = (*Client)(nil)
 // Links are opened when they are needed.
 func NewClient(global lease.Options, log *slog.Logger) *Client {
 	return &Client{
-		global: global, log: log, probeMAC: hostMAC(),
+		global: global.Or(lease.Defaults()), log: log, probeMAC: hostMAC(),
 		farewells: newFarewells(),
-		open:      openRelay, source: sourceTowards, resolve: resolveHost, hardware: hardwareOf,
-		links: map[netip.Addr]*Link{},
+		openRelay: openRelay, openBroadcast: openBroadcast,
+		source: sourceTowards, resolve: resolveHost, hardware: hardwareOf,
+		links: map[place]*Link{},
 	}
 }
 
@@ -60,13 +61,17 @@ func NewClient(global lease.Options, log *slog.Logger) *Client {
 // long.
 func (c *Client) Open() error {
 	var errs []error
-	if relay := c.global.Relay; fixed(relay) {
-		_, err := c.link(relay)
+	switch {
+	case c.global.ByBroadcast():
+		_, err := c.paths(context.Background(), c.global)
 		errs = append(errs, err)
-	} else {
+	case fixed(c.global.Relay):
+		_, err := c.link(place{relay: netip.AddrPortFrom(c.global.Relay, c.global.RelayPort)})
+		errs = append(errs, err)
+	default:
 		for _, server := range c.global.Servers {
 			if addr, err := netip.ParseAddr(server.Host); err == nil {
-				_, err = c.path(relay, netip.AddrPortFrom(addr, server.Port))
+				_, err = c.path(c.global, netip.AddrPortFrom(addr, server.Port))
 				errs = append(errs, err)
 			}
 		}
@@ -76,7 +81,7 @@ func (c *Client) Open() error {
 		case errors.Is(err, ErrSecondCopy):
 			return err
 		case err != nil:
-			c.log.Warn("relay address not opened yet", "error", err)
+			c.log.Warn("link not opened yet", "error", err)
 		}
 	}
 	return nil
@@ -136,12 +141,26 @@ const (
 	replyQueue = 16
 )
 
+// party is whom an exchange is about. It is the same in all messages of a lease.
+type party struct {
+	pool     lease.Pool
+	mac      lease.MAC
+	clientID []byte // option 61
+	agent    []byte // of option 82, see agentParts
+	name     string // the container's
+}
+
+// about is the party of a lease that exists.
+func about(pool lease.Pool, l lease.Lease) party {
+	return party{pool: pool, mac: l.MAC, clientID: l.ClientID, agent: l.Agent, name: l.Name}
+}
+
 // exchange is a run of messages with one xid.
 type exchange struct {
+	party
+	options   lease.Options // those in force for its pool
 	key       exchangeKey
-	clientID  []byte // option 61 of every message
 	began     time.Time
-	pool      lease.Pool
 	paths     []path
 	replies   chan reply
 	sent      int        // messages that left
@@ -150,13 +169,17 @@ type exchange struct {
 }
 
 // begin opens an exchange on all paths; the caller must end it.
-func (c *Client) begin(pool lease.Pool, mac lease.MAC, clientID []byte, paths []path) *exchange {
+func (c *Client) begin(who party, paths []path) *exchange {
 	x := &exchange{
-		key: exchangeKey{rand.Uint32(), mac}, clientID: clientID, began: time.Now(),
-		pool: pool, paths: paths, replies: make(chan reply, replyQueue), farewells: c.farewells,
+		party: who, options: who.pool.Options.Or(c.global),
+		key: exchangeKey{rand.Uint32(), who.mac}, began: time.Now(),
+		paths: paths, replies: make(chan reply, replyQueue), farewells: c.farewells,
+	}
+	if x.agent == nil {
+		x.agent = agentParts(x.options, who)
 	}
 	for _, p := range paths {
-		p.link.await(x.key, clientID, x.replies)
+		p.link.await(x.key, who.clientID, x.replies)
 	}
 	return x
 }
@@ -169,15 +192,10 @@ func (x *exchange) end() {
 
 // send sends a message over some of the exchange's paths.
 func (x *exchange) send(m message, paths ...path) {
-	m.xid, m.mac, m.clientID = x.key.xid, x.key.mac, x.clientID
+	m.xid, m.party, m.options = x.key.xid, x.party, x.options
 	for _, p := range paths {
-		m.relay = p.link.relay
-		m.link = netip.Addr{}
-		if !x.pool.Subnet.Contains(m.relay) {
-			// The server would choose the subnet by giaddr (RFC 3527).
-			m.link = x.pool.Subnet.Addr()
-		}
-		if err := p.link.send(m.marshal(), p.to); err != nil {
+		m.place = p.link.place
+		if err := p.link.send(m.marshal(), p); err != nil {
 			x.failed = err
 			continue
 		}
@@ -187,6 +205,9 @@ func (x *exchange) send(m message, paths ...path) {
 		x.farewells.note(x.clientID, time.Now())
 	}
 }
+
+// alone reports whether no more than one server can answer.
+func (x *exchange) alone() bool { return len(x.paths) == 1 && !x.paths[0].all() }
 
 // errPause ends a wait without a reply: it is time to send again.
 var errPause = errors.New("time to send again")
@@ -210,10 +231,18 @@ func (x *exchange) silence() error {
 	}
 	asked := make([]string, len(x.paths))
 	for i, p := range x.paths {
-		asked[i] = fmt.Sprintf("%s from relay address %s", p.to.Addr(), p.link.relay)
+		if p.link.broadcast() {
+			return x.withFailures(fmt.Errorf("%w within %s (asked by broadcast on %s): is there one on its LAN, or a relay agent, does it serve that LAN with free addresses, does a switch or firewall drop UDP ports 67 and 68?",
+				lease.ErrNoAnswer, time.Since(x.began).Round(time.Second), p.link.place))
+		}
+		asked[i] = fmt.Sprintf("%s from %s", p.to.Addr(), p.link.place)
 	}
-	return x.withFailures(fmt.Errorf("%w within %s (asked %s): is it running, does it serve subnet %s with free addresses, has it a route back to the relay address, does a firewall drop UDP port 67?",
-		lease.ErrNoAnswer, time.Since(x.began).Round(time.Second), strings.Join(asked, ", "), x.pool.Subnet))
+	subnet := "that address's subnet"
+	if x.pool.Subnet.IsValid() {
+		subnet = "subnet " + x.pool.Subnet.String()
+	}
+	return x.withFailures(fmt.Errorf("%w within %s (asked %s): is it running, does it serve %s with free addresses, has it a route back to the relay address, does a firewall drop UDP port 67?",
+		lease.ErrNoAnswer, time.Since(x.began).Round(time.Second), strings.Join(asked, ", "), subnet))
 }
 
 // withFailures adds what was wrong with the sending.
@@ -225,19 +254,33 @@ func (x *exchange) withFailures(err error) error {
 }
 
 // Probe implements lease.Client.
-func (c *Client) Probe(ctx context.Context, pool lease.Pool, accept func(lease.Offer) error) (lease.Offer, error) {
+func (c *Client) Probe(ctx context.Context, pool lease.Pool, mac lease.MAC) ([]lease.Offer, error) {
 	began := time.Now()
 	paths, err := c.paths(ctx, pool.Options)
 	if err != nil {
-		return lease.Offer{}, err
+		return nil, err
 	}
-	x := c.begin(pool, c.probeMAC, lease.MACClientID(c.probeMAC), paths)
+	if mac == (lease.MAC{}) {
+		mac = c.probeMAC
+	}
+	x := c.begin(party{pool: pool, mac: mac, clientID: lease.MACClientID(mac)}, paths)
 	defer x.end()
 	x.began = began
-	m := message{kind: dhcp4.Discover}
-	offer, err := x.discover(ctx, &m, accept)
-	return offer.offer(), err
+	var offers []lease.Offer
+	_, err = x.discover(ctx, &message{kind: dhcp4.Discover}, func(o lease.Offer) error {
+		if !slices.ContainsFunc(offers, func(other lease.Offer) bool { return other.Server == o.Server }) {
+			offers = append(offers, o)
+		}
+		return errMore
+	})
+	if len(offers) > 0 {
+		return offers, nil
+	}
+	return nil, err
 }
+
+// errMore: a probe listens on for the offers of others.
+var errMore = errors.New("another server may offer too")
 
 // Acquire implements lease.Client.
 func (c *Client) Acquire(ctx context.Context, req lease.Request) (lease.Lease, error) {
@@ -293,10 +336,10 @@ func (c *Client) try(ctx context.Context, req lease.Request, paths []path, began
 	if err := c.farewells.rest(ctx, clientID); err != nil {
 		return lease.Lease{}, err
 	}
-	x := c.begin(req.Pool, req.MAC, clientID, paths)
+	x := c.begin(party{pool: req.Pool, mac: req.MAC, clientID: clientID, name: req.Name}, paths)
 	defer x.end()
 	x.began = began
-	m := message{kind: dhcp4.Discover, hostName: hostName(req.Name), requested: req.Address}
+	m := message{kind: dhcp4.Discover, requested: req.Address}
 	offer, err := x.discover(ctx, &m, func(o lease.Offer) error { return req.Accept(o.Address) })
 	if err != nil {
 		return lease.Lease{}, err
@@ -319,16 +362,16 @@ func (c *Client) try(ctx context.Context, req lease.Request, paths []path, began
 		return lease.Lease{}, err
 	}
 	l := lease.Lease{
-		MAC: req.MAC, Name: req.Name, ClientID: clientID, Prefix: netip.PrefixFrom(ack.addr, ack.addr.BitLen()),
-		Server: ack.server, Via: to.to, Options: ack.raw,
+		MAC: req.MAC, Name: req.Name, ClientID: clientID, Agent: x.agent, Prefix: netip.PrefixFrom(ack.addr, ack.addr.BitLen()),
+		Server: ack.server, Via: to.to, Station: to.station, Options: ack.raw,
 	}
 	ack.times(&l, sent)
 	return l, nil
 }
 
 // discover sends DISCOVERs to all servers until one makes an acceptable offer.
-// Unacceptable ones end it once every server has made one, or offerWait after
-// the first. m is left as it was last sent.
+// Unacceptable ones end it once every server that is known has made one, or
+// offerWait after the first. m is left as it was last sent.
 func (x *exchange) discover(ctx context.Context, m *message, accept func(lease.Offer) error) (reply, error) {
 	var refused error
 	refusedBy := map[netip.Addr]bool{}
@@ -347,7 +390,7 @@ func (x *exchange) discover(ctx context.Context, m *message, accept func(lease.O
 			if r.kind != dhcp4.Offer {
 				continue
 			}
-			if refused = accept(r.offer()); refused == nil {
+			if refused = accept(r.offer(x.began)); refused == nil {
 				return r, nil
 			}
 			if len(refusedBy) == 0 {
@@ -355,7 +398,8 @@ func (x *exchange) discover(ctx context.Context, m *message, accept func(lease.O
 				ctx, cancel = context.WithTimeout(ctx, offerWait)
 				defer cancel()
 			}
-			if refusedBy[r.server] = true; len(refusedBy) == len(x.paths) {
+			refusedBy[r.server] = true
+			if len(refusedBy) == len(x.paths) && !x.paths[0].all() {
 				return reply{}, refused
 			}
 		}
@@ -402,6 +446,9 @@ func refusal(r reply) error {
 // servers answer from whatever address their routing chooses, so neither the
 // source nor the identifier must be one that we asked.
 func via(r reply, paths []path) path {
+	if link := paths[0].link; link.broadcast() {
+		return path{link: link, to: netip.AddrPortFrom(r.server, lease.ServerPort), station: r.station}
+	}
 	for _, addr := range []netip.Addr{r.from, r.server} {
 		for _, p := range paths {
 			if p.to.Addr() == addr || len(paths) == 1 {
@@ -409,8 +456,8 @@ func via(r reply, paths []path) path {
 			}
 		}
 	}
-	same := slices.IndexFunc(paths, func(p path) bool { return p.link.relay == r.relay })
-	return path{paths[same].link, netip.AddrPortFrom(r.server, lease.ServerPort)}
+	same := slices.IndexFunc(paths, func(p path) bool { return p.link.giaddr() == r.relay })
+	return path{link: paths[same].link, to: netip.AddrPortFrom(r.server, lease.ServerPort)}
 }
 
 // resume opens an exchange about a lease with its server alone; the caller
@@ -420,11 +467,18 @@ func (c *Client) resume(pool lease.Pool, l lease.Lease) (*exchange, error) {
 		// Adopted, and no server has confirmed it yet.
 		return nil, fmt.Errorf("the DHCP server of %s is not known", l.Addr())
 	}
-	p, err := c.path(pool.Options.Or(c.global).Relay, l.Via)
+	var p path
+	var err error
+	if options := pool.Options.Or(c.global); options.ByBroadcast() {
+		p.to, p.station = l.Via, l.Station
+		p.link, err = c.link(place{iface: options.Interface, source: options.EtherSource})
+	} else {
+		p, err = c.path(options, l.Via)
+	}
 	if err != nil {
 		return nil, err
 	}
-	return c.begin(pool, l.MAC, l.ClientID, []path{p}), nil
+	return c.begin(about(pool, l), []path{p}), nil
 }
 
 // Confirm implements lease.Client: option 50, neither 54 nor ciaddr (RFC 2131
@@ -439,7 +493,7 @@ func (c *Client) Confirm(ctx context.Context, pool lease.Pool, l lease.Lease) (l
 	}
 	defer x.end()
 	for n := 0; ; n++ {
-		x.send(message{kind: dhcp4.Request, secs: seconds(x.began), requested: l.Addr(), hostName: hostName(l.Name)}, x.paths...)
+		x.send(message{kind: dhcp4.Request, secs: seconds(x.began), requested: l.Addr()}, x.paths...)
 		got, err := x.answer(ctx, l, time.After(backoff(firstConfirmWait, n)))
 		switch {
 		case err == errPause:
@@ -470,7 +524,7 @@ func (c *Client) Rebind(ctx context.Context, pool lease.Pool, l lease.Lease) (le
 	if err != nil {
 		return lease.Lease{}, err
 	}
-	x := c.begin(pool, l.MAC, l.ClientID, paths)
+	x := c.begin(about(pool, l), paths)
 	defer x.end()
 	return x.extend(ctx, l)
 }
@@ -478,7 +532,7 @@ func (c *Client) Rebind(ctx context.Context, pool lease.Pool, l lease.Lease) (le
 // extend sends one REQUEST of RENEWING or REBINDING: ciaddr and neither option
 // 50 nor 54 (RFC 2131 section 4.3.2). giaddr brings the answer to the host.
 func (x *exchange) extend(ctx context.Context, l lease.Lease) (lease.Lease, error) {
-	x.send(message{kind: dhcp4.Request, secs: seconds(l.Renew), ciaddr: l.Addr(), hostName: hostName(l.Name)}, x.paths...)
+	x.send(message{kind: dhcp4.Request, secs: seconds(l.Renew), ciaddr: l.Addr()}, x.paths...)
 	return x.answer(ctx, l, nil)
 }
 
@@ -492,7 +546,7 @@ func (x *exchange) answer(ctx context.Context, l lease.Lease, pause <-chan time.
 		switch {
 		case err != nil:
 			return lease.Lease{}, cmp.Or(foreign, err)
-		case r.kind == dhcp4.NAK && (len(x.paths) == 1 || r.server.IsValid() && r.server == l.Server):
+		case r.kind == dhcp4.NAK && (x.alone() || r.server.IsValid() && r.server == l.Server):
 			return lease.Lease{}, refusal(r)
 		case r.kind == dhcp4.NAK && foreign == nil:
 			// A server that never had this lease may refuse it faster than
@@ -500,7 +554,8 @@ func (x *exchange) answer(ctx context.Context, l lease.Lease, pause <-chan time.
 			foreign, pause = refusal(r), time.After(nakWait)
 		case r.kind == dhcp4.ACK:
 			l.Prefix = netip.PrefixFrom(r.addr, l.Prefix.Bits())
-			l.Server, l.Via, l.Options = r.server, via(r, x.paths).to, r.raw
+			to := via(r, x.paths)
+			l.Server, l.Via, l.Station, l.Agent, l.Options = r.server, to.to, to.station, x.agent, r.raw
 			r.times(&l, x.began)
 			return l, nil
 		}
@@ -510,6 +565,9 @@ func (x *exchange) answer(ctx context.Context, l lease.Lease, pause <-chan time.
 // RelayMAC implements lease.Client.
 func (c *Client) RelayMAC(ctx context.Context, pool lease.Pool) (lease.MAC, error) {
 	options := pool.Options.Or(c.global)
+	if options.ByBroadcast() {
+		return interfaceMAC(options.Interface)
+	}
 	relay := options.Relay
 	if !fixed(relay) {
 		// Of the first server alone: which of the others can be reached now
@@ -519,7 +577,7 @@ func (c *Client) RelayMAC(ctx context.Context, pool lease.Pool) (lease.MAC, erro
 		if err != nil {
 			return lease.MAC{}, err
 		}
-		relay = paths[0].link.relay
+		relay = paths[0].link.giaddr()
 	}
 	return c.hardware(relay)
 }

@@ -19,6 +19,7 @@ import (
 // behind a router.
 var (
 	relay1  = ip("10.10.0.2")
+	place1  = at67(relay1)
 	server1 = netip.MustParseAddrPort("10.10.0.1:67")
 	server2 = netip.MustParseAddrPort("10.11.0.1:67")
 	mac1    = lease.MAC{0x02, 0x42, 0x0a, 0x0a, 0x00, 0x64}
@@ -27,6 +28,11 @@ var (
 	home = lease.Pool{ID: "home", Subnet: netip.MustParsePrefix("10.10.0.0/24")}
 	away = lease.Pool{ID: "away", Subnet: netip.MustParsePrefix("10.20.0.0/24")}
 )
+
+// at67 is the usual port of a relay address.
+func at67(relay netip.Addr) place {
+	return place{relay: netip.AddrPortFrom(relay, lease.ServerPort)}
+}
 
 // lan is an in-memory network between the client under test and a script that
 // plays the servers. It lives in a synctest bubble.
@@ -65,7 +71,7 @@ func (l *lan) client(servers ...netip.AddrPort) *Client {
 		global.Servers = append(global.Servers, lease.Server{Host: s.Addr().String(), Port: s.Port()})
 	}
 	c := NewClient(global, slog.New(slog.DiscardHandler))
-	c.open = l.open
+	c.openRelay = l.open
 	c.source = func(netip.AddrPort) (netip.Addr, error) { return relay1, nil }
 	c.resolve = func(_ context.Context, host string) ([]netip.Addr, error) {
 		addr, err := netip.ParseAddr(host)
@@ -86,15 +92,16 @@ func (l *lan) client(servers ...netip.AddrPort) *Client {
 	return c
 }
 
-func (l *lan) open(relay netip.Addr) (net.PacketConn, func(), error) {
+func (l *lan) open(at place) (socket, error) {
+	relay := at.giaddr()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.locked[relay] {
-		return nil, nil, errors.New("opened twice")
+		return socket{}, errors.New("opened twice")
 	}
 	c := &memConn{lan: l, local: relay, in: make(chan datagram, 1<<15), closed: make(chan struct{})}
 	l.conns[relay], l.locked[relay] = c, true
-	return c, func() { l.mu.Lock(); defer l.mu.Unlock(); l.locked[relay] = false }, nil
+	return socket{PacketConn: c, unlock: func() { l.mu.Lock(); defer l.mu.Unlock(); l.locked[relay] = false }}, nil
 }
 
 func (l *lan) conn(relay netip.Addr) *memConn {
@@ -308,13 +315,14 @@ func held(server netip.AddrPort) lease.Lease {
 
 // recordRaw keeps the bytes of the n-th message that a client's sockets send.
 func recordRaw(open openFunc, n int, raw *[]byte) openFunc {
-	return func(relay netip.Addr) (net.PacketConn, func(), error) {
-		conn, unlock, err := open(relay)
-		return &rawConn{conn, n, raw}, unlock, err
+	return func(at place) (socket, error) {
+		s, err := open(at)
+		s.PacketConn = &rawConn{s.PacketConn, n, raw}
+		return s, err
 	}
 }
 
-type openFunc = func(netip.Addr) (net.PacketConn, func(), error)
+type openFunc = func(place) (socket, error)
 
 type rawConn struct {
 	net.PacketConn

@@ -17,12 +17,12 @@ import (
 	"github.com/talkingdata/oam-docker-ipam/lease"
 )
 
-// Link carries the messages of one relay address: a socket, one reader, and
-// the exchanges that wait for its replies.
+// Link carries the messages of one place: a socket, one reader, and the
+// exchanges that wait for its replies. openRelay and openBroadcast make the
+// two kinds of sockets; nothing else differs but where messages go.
 type Link struct {
-	relay netip.Addr // giaddr
-	conn  net.PacketConn
-	lock  func() // ends the lock on the relay address
+	place
+	socket
 	drops *Drops
 	log   *slog.Logger
 	done  chan struct{} // closed when the reader has ended
@@ -31,6 +31,59 @@ type Link struct {
 	mu      sync.Mutex
 	waiting map[exchangeKey]waiter
 }
+
+// place is where a link is: at a relay address and port, or on an interface
+// whose servers are asked by broadcast.
+type place struct {
+	relay  netip.AddrPort
+	iface  string
+	source lease.EtherSource // of what is broadcast
+}
+
+func (p place) broadcast() bool { return p.iface != "" }
+
+// giaddr is the relay address of its messages: none where they are broadcast.
+func (p place) giaddr() netip.Addr {
+	if p.broadcast() {
+		return netip.IPv4Unspecified()
+	}
+	return p.relay.Addr()
+}
+
+// String names the place in logs and errors.
+func (p place) String() string {
+	switch {
+	case p.broadcast():
+		return "interface " + p.iface
+	case p.relay.Port() == lease.ServerPort:
+		return "relay address " + p.relay.Addr().String()
+	}
+	return "relay address " + p.relay.String()
+}
+
+// socket is what a Link reads from and writes to.
+type socket struct {
+	net.PacketConn
+	// unlock ends the lock on the place, where it has one.
+	unlock func()
+	// stale says that the socket is no longer of use, and is to be opened
+	// anew. Nil: never.
+	stale func() bool
+}
+
+// station is where a broadcast link's messages come from and go to: the
+// sender's or receiver's Ethernet address, zero for all, and what IP and UDP
+// say beside it.
+type station struct {
+	mac  lease.MAC
+	addr netip.AddrPort
+}
+
+// Network implements net.Addr.
+func (station) Network() string { return "ethernet" }
+
+// String implements net.Addr.
+func (s station) String() string { return s.addr.String() + " (" + s.mac.String() + ")" }
 
 // exchangeKey tells whose a reply is. The xid alone is a number that another
 // relay's client may have drawn too.
@@ -46,20 +99,22 @@ type waiter struct {
 }
 
 // startLink reads from a socket until Close.
-func startLink(relay netip.Addr, conn net.PacketConn, lock func(), drops *Drops, log *slog.Logger) *Link {
+func startLink(at place, s socket, drops *Drops, log *slog.Logger) *Link {
 	l := &Link{
-		relay: relay, conn: conn, lock: lock, drops: drops, log: log,
+		place: at, socket: s, drops: drops, log: log,
 		done: make(chan struct{}), waiting: map[exchangeKey]waiter{},
 	}
 	go l.read()
 	return l
 }
 
-// Close ends the reader and frees the relay address.
+// Close ends the reader and frees the place.
 func (l *Link) Close() error {
-	err := l.conn.Close()
+	err := l.PacketConn.Close()
 	<-l.done
-	l.lock()
+	if l.unlock != nil {
+		l.unlock()
+	}
 	return err
 }
 
@@ -72,18 +127,18 @@ func (l *Link) read() {
 	// nobody but its sender.
 	buf := make([]byte, 1<<16)
 	for {
-		n, from, err := l.conn.ReadFrom(buf)
+		n, from, err := l.ReadFrom(buf)
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
 		if err != nil {
-			l.log.Warn("relay socket not read", "relay", l.relay, "error", err)
+			l.log.Warn("socket not read", "at", l.place, "error", err)
 			time.Sleep(readPause)
 			continue
 		}
 		if err := l.deliver(buf[:n], from); err != nil {
 			l.drops.count(err)
-			l.log.Debug("packet dropped", "relay", l.relay, "from", from, "length", n, "reason", err)
+			l.log.Debug("packet dropped", "at", l.place, "from", from, "length", n, "reason", err)
 		}
 	}
 }
@@ -95,10 +150,14 @@ func (l *Link) deliver(b []byte, from net.Addr) error {
 	if err != nil {
 		return err
 	}
-	if udp, ok := from.(*net.UDPAddr); ok {
-		r.from = udp.AddrPort().Addr().Unmap()
+	switch from := from.(type) {
+	case *net.UDPAddr:
+		r.from = from.AddrPort().Addr().Unmap()
+	case station:
+		r.from, r.station = from.addr.Addr(), from.mac
 	}
-	if r.relay != l.relay {
+	// A relay agent on a broadcast link's LAN leaves its own giaddr in.
+	if !l.broadcast() && r.relay != l.giaddr() {
 		return errRelay
 	}
 	l.mu.Lock()
@@ -131,18 +190,25 @@ func (l *Link) forget(key exchangeKey) {
 	delete(l.waiting, key)
 }
 
-func (l *Link) send(b []byte, to netip.AddrPort) error {
-	_, err := l.conn.WriteTo(b, net.UDPAddrFromAddrPort(to))
+// send sends a message on a path of this link.
+func (l *Link) send(b []byte, p path) error {
+	if l.broadcast() {
+		if _, err := l.WriteTo(b, station{mac: p.station, addr: p.to}); err != nil {
+			return fmt.Errorf("send on %s: %w", l.place, err)
+		}
+		return nil
+	}
+	_, err := l.WriteTo(b, net.UDPAddrFromAddrPort(p.to))
 	switch {
 	case err == nil:
 		return nil
 	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EINVAL):
 		// So the kernel says it when the address is gone since it was bound.
-		if !slices.Contains(hostAddrs(), l.relay.String()) {
+		if !slices.Contains(hostAddrs(), l.giaddr().String()) {
 			return explainBind(l.relay, syscall.EADDRNOTAVAIL)
 		}
 	}
-	return fmt.Errorf("send to DHCP server %s from relay address %s: %w", to, l.relay, err)
+	return fmt.Errorf("send to DHCP server %s from %s: %w", p.to, l.place, err)
 }
 
 // Drops counts the packets that were received and not used, by reason.

@@ -19,11 +19,11 @@ import (
 func startMemLink(t *testing.T) (*Link, *memConn, chan reply) {
 	t.Helper()
 	l := newLAN(t)
-	conn, unlock, err := l.open(relay1)
+	s, err := l.open(place1)
 	if err != nil {
 		t.Fatal(err)
 	}
-	link := startLink(relay1, conn, unlock, &Drops{}, slog.New(slog.DiscardHandler))
+	link := startLink(place1, s, &Drops{}, slog.New(slog.DiscardHandler))
 	t.Cleanup(func() {
 		if err := link.Close(); err != nil {
 			t.Error(err)
@@ -31,7 +31,7 @@ func startMemLink(t *testing.T) (*Link, *memConn, chan reply) {
 	})
 	replies := make(chan reply, replyQueue)
 	link.await(exchangeKey{asked.xid, mac1}, lease.MACClientID(mac1), replies)
-	return link, conn.(*memConn), replies
+	return link, s.PacketConn.(*memConn), replies
 }
 
 // Every dropped packet is counted, under the reason for which it was dropped,

@@ -70,7 +70,7 @@ func TestManyAtOnce(t *testing.T) {
 		if server.leased() != 0 {
 			t.Errorf("%d stay leased", server.leased())
 		}
-		if link, err := c.link(relay1); err != nil || len(link.waiting) != 0 {
+		if link, err := c.link(place1); err != nil || len(link.waiting) != 0 {
 			t.Errorf("%d exchanges are still awaited, %v", len(link.waiting), err)
 		}
 	})

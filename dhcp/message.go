@@ -36,14 +36,12 @@ type message struct {
 	kind      dhcp4.MessageType
 	xid       uint32
 	secs      uint16 // since the exchange began
-	mac       lease.MAC
-	relay     netip.Addr // giaddr
 	ciaddr    netip.Addr
 	requested netip.Addr // option 50
 	server    netip.Addr // option 54
-	clientID  []byte     // option 61
-	hostName  string     // option 12
-	link      netip.Addr // option 82 sub-option 5
+	party
+	options lease.Options // those in force
+	place                 // from where it is sent
 }
 
 // wants reports whether the message asks for parameters: RELEASE and DECLINE
@@ -56,14 +54,20 @@ func (m message) wants() bool {
 // 2.1); padding follows the end, since parsers stop there.
 func (m message) marshal() []byte {
 	p := dhcp4.NewPacket(dhcp4.BootRequest)
-	p.SetHops(relayHops)
 	binary.BigEndian.PutUint32(p.XId(), m.xid)
 	binary.BigEndian.PutUint16(p.Secs(), m.secs)
 	p.SetCHAddr(m.mac[:])
 	if m.ciaddr.IsValid() {
 		p.SetCIAddr(m.ciaddr.AsSlice())
 	}
-	p.SetGIAddr(m.relay.AsSlice())
+	if m.broadcast() {
+		// The answer is for all, so that it needs no promiscuous interface to be
+		// seen here (RFC 2131 section 4.1).
+		p.SetBroadcast(true)
+	} else {
+		p.SetHops(relayHops)
+		p.SetGIAddr(m.giaddr().AsSlice())
+	}
 
 	p.AddOption(dhcp4.OptionDHCPMessageType, []byte{byte(m.kind)})
 	p.AddOption(dhcp4.OptionClientIdentifier, m.clientID)
@@ -75,18 +79,21 @@ func (m message) marshal() []byte {
 	}
 	if m.wants() {
 		p.AddOption(dhcp4.OptionMaximumDHCPMessageSize, binary.BigEndian.AppendUint16(nil, maxMessage))
-		if m.hostName != "" {
-			p.AddOption(dhcp4.OptionHostName, []byte(m.hostName))
-		}
+		m.describe(&p)
 		p.AddOption(dhcp4.OptionParameterRequestList, parameters)
 	}
-	if m.link.IsValid() {
-		p.AddOption(dhcp4.OptionRelayAgentInformation, append([]byte{linkSelection, 4}, m.link.AsSlice()...))
-	}
+	m.relayOptions(&p)
 	if short := minMessage - len(p); short > 0 {
 		p = append(p, make([]byte, short)...)
 	}
 	return p
+}
+
+// describe adds what tells the servers about the endpoint: its host name.
+func (m message) describe(p *dhcp4.Packet) {
+	if name := hostName(m.name); name != "" {
+		p.AddOption(dhcp4.OptionHostName, []byte(name))
+	}
 }
 
 // hostName makes a valid host name of a container's name, which may hold dots

@@ -80,8 +80,7 @@ func conversations() []conversation {
 	}
 	probe := func(t *testing.T, c *Client) {
 		c.probeMAC = lease.MAC{0x02, 1, 2, 3, 4, 5}
-		accept := func(lease.Offer) error { return nil }
-		if _, err := c.Probe(within(t, usual), home, accept); err != nil {
+		if _, err := c.Probe(within(t, usual), home, lease.MAC{}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -119,7 +118,7 @@ func (c conversation) message(t *testing.T) (raw []byte, m sent) {
 			}
 		}
 		client := l.client(server1)
-		client.open = recordRaw(client.open, c.nth, &raw)
+		client.openRelay = recordRaw(client.openRelay, c.nth, &raw)
 		c.run(t, client)
 		m = l.log()[c.nth]
 	})
@@ -413,12 +412,12 @@ func TestLinkSelectionThroughALease(t *testing.T) {
 func TestLongClientID(t *testing.T) {
 	for _, size := range []int{2, 254, 255} {
 		m := message{
-			kind: dhcp4.Request, relay: relay1, requested: leasedAddr, server: server1.Addr(), link: away.Subnet.Addr(),
-			clientID: bytes.Repeat([]byte{'x'}, size), hostName: strings.Repeat("h", 63),
+			kind: dhcp4.Request, requested: leasedAddr, server: server1.Addr(), place: place1,
+			party: party{pool: away, clientID: bytes.Repeat([]byte{'x'}, size), name: strings.Repeat("h", 63)},
 		}
 		b := m.marshal()
 		p := mustRead(t, b)
-		if !bytes.Equal(p.get(61), m.clientID) || string(p.get(12)) != m.hostName || !p.has(55) || !p.has(82) {
+		if !bytes.Equal(p.get(61), m.clientID) || string(p.get(12)) != m.name || !p.has(55) || !p.has(82) {
 			t.Errorf("%d bytes: options %v", size, p.options)
 		}
 		if len(b) > maxMessage-28 {

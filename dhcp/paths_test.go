@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 	"testing"
@@ -37,7 +36,7 @@ func TestPathsOfPool(t *testing.T) {
 				if err != nil || len(paths) != 1 {
 					t.Fatalf("paths %v, %v", paths, err)
 				}
-				if got := paths[0]; got.link.relay != ip(c.relay) || got.to.String() != c.to {
+				if got := paths[0]; got.link.giaddr() != ip(c.relay) || got.to.String() != c.to {
 					t.Errorf("from %s to %s, want %s to %s", got.link.relay, got.to, c.relay, c.to)
 				}
 			})
@@ -178,14 +177,14 @@ func TestOpenIsTriedAgain(t *testing.T) {
 		l.attach(newDHCPD(server1))
 		c := l.client(server1)
 		busy := errors.New("port 67 is taken")
-		c.open = func(netip.Addr) (net.PacketConn, func(), error) { return nil, nil, busy }
+		c.openRelay = func(place) (socket, error) { return socket{}, busy }
 		if _, err := c.Acquire(within(t, usual), want(home, mac1)); !errors.Is(err, busy) {
 			t.Errorf("error %v", err)
 		}
 		if took := time.Since(l.began); took != 0 {
 			t.Errorf("took %s", took)
 		}
-		c.open = l.open
+		c.openRelay = l.open
 		if _, err := c.Acquire(within(t, usual), want(home, mac1)); err != nil {
 			t.Error(err)
 		}
@@ -244,13 +243,13 @@ func TestOpen(t *testing.T) {
 				client.source = func(to netip.AddrPort) (netip.Addr, error) {
 					return map[netip.AddrPort]netip.Addr{server1: relay1, server2: relay2}[to], nil
 				}
-				client.open = func(relay netip.Addr) (net.PacketConn, func(), error) {
+				client.openRelay = func(at place) (socket, error) {
 					if c.open != nil {
-						if err := c.open(relay); err != nil {
-							return nil, nil, err
+						if err := c.open(at.giaddr()); err != nil {
+							return socket{}, err
 						}
 					}
-					return l.open(relay)
+					return l.open(at)
 				}
 				err := client.Open()
 				if got := errors.Is(err, ErrSecondCopy); got != c.refused || !c.refused && err != nil {

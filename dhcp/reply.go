@@ -3,7 +3,6 @@ package dhcp
 import (
 	"encoding/binary"
 	"errors"
-	"math"
 	"net/netip"
 	"time"
 
@@ -26,6 +25,7 @@ type reply struct {
 	xid     uint32
 	mac     lease.MAC
 	from    netip.Addr // IP source, set by the link
+	station lease.MAC  // Ethernet source, set by a broadcast link
 	relay   netip.Addr // giaddr
 	addr    netip.Addr // yiaddr; unspecified in a NAK
 	server  netip.Addr // option 54; zero where a NAK has none
@@ -190,26 +190,27 @@ func (r reply) subnet() netip.Prefix {
 	return netip.PrefixFrom(r.addr, bits).Masked()
 }
 
-func (r reply) offer() lease.Offer {
-	o := lease.Offer{Server: r.server, Address: r.addr, Subnet: r.subnet()}
+// offer is what an OFFER says, to a DISCOVER that was first sent at a moment.
+func (r reply) offer(began time.Time) lease.Offer {
+	o := lease.Offer{Server: r.server, From: r.from, Address: r.addr, Subnet: r.subnet(), After: time.Since(began)}
 	o.Router, _ = r.ip(dhcp4.OptionRouter)
+	for dns := r.options[byte(dhcp4.OptionDomainNameServer)]; len(dns) >= 4; dns = dns[4:] {
+		o.DNS = append(o.DNS, netip.AddrFrom4([4]byte(dns[:4])))
+	}
+	o.T1, o.T2, o.Length = r.lengths()
 	return o
 }
 
-// times sets the lease's times from an ACK to a request sent at a moment: T1
-// and T2 by options 58 and 59, at 0.5 and 0.875 of the lease where one is missing,
-// and both so where they aren't in order (RFC 2131 section 4.4.5). A lease of 0xffffffff s never ends
-// (section 3.3).
-func (r reply) times(l *lease.Lease, sent time.Time) {
-	l.Obtained = sent
-	l.Renew, l.Rebind, l.Expires = time.Time{}, time.Time{}, time.Time{}
-	seconds := r.seconds(dhcp4.OptionIPAddressLeaseTime)
-	if seconds == math.MaxUint32 {
-		return
+// lengths are the times until T1, T2 and the lease's end: by options 58 and 59, at
+// 0.5 and 0.875 of the lease where one is missing, and both so where they aren't
+// in order (RFC 2131 section 4.4.5).
+func (r reply) lengths() (t1, t2, length time.Duration) {
+	length = time.Duration(r.seconds(dhcp4.OptionIPAddressLeaseTime)) * time.Second
+	if length == lease.LeaseForEver {
+		return length, length, length
 	}
-	length := time.Duration(seconds) * time.Second
-	t1 := time.Duration(r.seconds(dhcp4.OptionRenewalTimeValue)) * time.Second
-	t2 := time.Duration(r.seconds(dhcp4.OptionRebindingTimeValue)) * time.Second
+	t1 = time.Duration(r.seconds(dhcp4.OptionRenewalTimeValue)) * time.Second
+	t2 = time.Duration(r.seconds(dhcp4.OptionRebindingTimeValue)) * time.Second
 	if t1 == 0 {
 		t1 = length / 2
 	}
@@ -219,5 +220,15 @@ func (r reply) times(l *lease.Lease, sent time.Time) {
 	if t1 >= t2 || t2 >= length {
 		t1, t2 = length/2, length/8*7
 	}
-	l.Renew, l.Rebind, l.Expires = sent.Add(t1), sent.Add(t2), sent.Add(length)
+	return t1, t2, length
+}
+
+// times sets the lease's times from an ACK to a request sent at a moment. A
+// lease of 0xffffffff s never ends (RFC 2131 section 3.3).
+func (r reply) times(l *lease.Lease, sent time.Time) {
+	l.Obtained = sent
+	l.Renew, l.Rebind, l.Expires = time.Time{}, time.Time{}, time.Time{}
+	if t1, t2, length := r.lengths(); length != lease.LeaseForEver {
+		l.Renew, l.Rebind, l.Expires = sent.Add(t1), sent.Add(t2), sent.Add(length)
+	}
 }

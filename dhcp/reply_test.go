@@ -169,7 +169,7 @@ func TestHostilePackets(t *testing.T) {
 // quietLink is a link without a socket, with one exchange that waits for the
 // answers to asked.
 func quietLink(drops *Drops) (*Link, chan reply) {
-	l := &Link{relay: relay1, drops: drops, log: slog.New(slog.DiscardHandler), waiting: map[exchangeKey]waiter{}}
+	l := &Link{place: place1, drops: drops, log: slog.New(slog.DiscardHandler), waiting: map[exchangeKey]waiter{}}
 	replies := make(chan reply, replyQueue)
 	l.await(exchangeKey{asked.xid, mac1}, lease.MACClientID(mac1), replies)
 	return l, replies
@@ -400,7 +400,7 @@ func TestOffer(t *testing.T) {
 		if bits >= 0 {
 			want.Subnet = netip.PrefixFrom(leasedAddr, bits).Masked()
 		}
-		if got := r.offer(); got != want {
+		if got := r.offer(time.Now()); got.Server != want.Server || got.Address != want.Address || got.Subnet != want.Subnet || got.Router != want.Router {
 			t.Errorf("mask %s: %+v, want %+v", mask, got, want)
 		}
 	}
@@ -408,7 +408,7 @@ func TestOffer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := r.offer(); got.Subnet.IsValid() || got.Router.IsValid() {
+	if got := r.offer(time.Now()); got.Subnet.IsValid() || got.Router.IsValid() {
 		t.Errorf("cut options 1 and 3: %+v", got)
 	}
 }
@@ -478,6 +478,6 @@ func checkReply(t *testing.T, b []byte, r reply) {
 			t.Fatalf("option %d is % x raw and % x read", code, value, r.options[code])
 		}
 	}
-	_ = r.offer()
+	_ = r.offer(time.Now())
 	_ = refusal(r).Error()
 }

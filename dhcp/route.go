@@ -16,11 +16,18 @@ import (
 	"github.com/talkingdata/oam-docker-ipam/lease"
 )
 
-// path is one way to one server.
+// path is one way to one server, or by broadcast to all of an interface's LAN.
 type path struct {
 	link *Link
-	to   netip.AddrPort
+	// to is the server; on a broadcast link the one that is meant, if any.
+	to netip.AddrPort
+	// station is, on a broadcast link, who gets the frames; all where it is
+	// zero.
+	station lease.MAC
 }
+
+// all reports whether whoever is a server there hears what is sent.
+func (p path) all() bool { return p.link.broadcast() && p.station == lease.MAC{} }
 
 // ErrSecondCopy: another daemon of ours already serves a relay address. It
 // would take half of the answers.
@@ -34,13 +41,17 @@ const resolveTime = 2 * time.Second
 // Servers that can't be reached are an error only when none remains.
 func (c *Client) paths(ctx context.Context, options lease.Options) ([]path, error) {
 	options = options.Or(c.global)
+	if options.ByBroadcast() {
+		link, err := c.link(place{iface: options.Interface, source: options.EtherSource})
+		return []path{{link: link}}, err
+	}
 	if len(options.Servers) == 0 {
-		return nil, errors.New("no DHCP server is configured: set DHCP_SERVER in /etc/oam-docker-ipam.conf or with --dhcp-server, or create the network with --ipam-opt dhcp_server=ADDRESS")
+		return nil, errors.New("no DHCP server is configured, and no interface to ask by broadcast: to ask as a relay agent set DHCP_SERVER in /etc/oam-docker-ipam.conf or with --dhcp-server, or create the network with --ipam-opt dhcp_server=ADDRESS; to ask by broadcast set DHCP_INTERFACE or --dhcp-interface, or create it with --ipam-opt dhcp_interface=eth0")
 	}
 	var paths []path
 	var failed []error
 	add := func(addr netip.Addr, port uint16) {
-		p, err := c.path(options.Relay, netip.AddrPortFrom(addr, port))
+		p, err := c.path(options, netip.AddrPortFrom(addr, port))
 		if err != nil {
 			failed = append(failed, err)
 		} else if !slices.Contains(paths, p) {
@@ -120,9 +131,11 @@ func (c *Client) resolveAll(ctx context.Context, names []lease.Server, known boo
 // host's routing.
 func fixed(relay netip.Addr) bool { return relay.IsValid() && !relay.IsUnspecified() }
 
-// path finds the way to one server: from the relay address, or where that is
-// unspecified from the source address that the host's routing chooses.
-func (c *Client) path(relay netip.Addr, to netip.AddrPort) (path, error) {
+// path finds the way to one server of a relay agent's: from the relay address,
+// or where that is unspecified from the source address that the host's routing
+// chooses.
+func (c *Client) path(options lease.Options, to netip.AddrPort) (path, error) {
+	relay := options.Relay
 	if !fixed(relay) {
 		var err error
 		if relay, err = c.source(to); err != nil {
@@ -132,26 +145,36 @@ func (c *Client) path(relay netip.Addr, to netip.AddrPort) (path, error) {
 	if relay == to.Addr() {
 		return path{}, fmt.Errorf("DHCP server %s is the relay address itself: this daemon's socket would swallow what is meant for the server; give the daemon another address of this host with LISTEN_ADDR or --ipam-opt listen_addr=", to.Addr())
 	}
-	link, err := c.link(relay)
-	return path{link, to}, err
+	link, err := c.link(place{relay: netip.AddrPortFrom(relay, options.RelayPort)})
+	return path{link: link, to: to}, err
 }
 
-// link returns the link of a relay address, opening it at its first use. All
-// pools share it. What fails is tried again with the next request: addresses
-// come and ports become free.
-func (c *Client) link(relay netip.Addr) (*Link, error) {
+// link returns the link of a place, opening it at its first use. All pools
+// share it. What fails is tried again with the next request: addresses and
+// interfaces come and ports become free.
+func (c *Client) link(at place) (*Link, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if l := c.links[relay]; l != nil {
-		return l, nil
+	if l := c.links[at]; l != nil {
+		if l.stale == nil || !l.stale() {
+			return l, nil
+		}
+		c.log.Warn("link is gone: opened anew", "at", at)
+		delete(c.links, at)
+		// That closing it fails changes nothing.
+		_ = l.Close()
 	}
-	conn, lock, err := c.open(relay)
+	open := c.openRelay
+	if at.broadcast() {
+		open = c.openBroadcast
+	}
+	s, err := open(at)
 	if err != nil {
 		return nil, err
 	}
-	c.log.Info("relay address opened", "relay", relay)
-	l := startLink(relay, conn, lock, &c.drops, c.log)
-	c.links[relay] = l
+	c.log.Info("link opened", "at", at)
+	l := startLink(at, s, &c.drops, c.log)
+	c.links[at] = l
 	return l, nil
 }
 
@@ -197,7 +220,7 @@ func hardwareOf(relay netip.Addr) (lease.MAC, error) {
 			return lease.MAC(i.HardwareAddr), nil
 		}
 	}
-	return lease.MAC{}, explainBind(relay, unix.EADDRNOTAVAIL)
+	return lease.MAC{}, explainBind(netip.AddrPortFrom(relay, lease.ServerPort), unix.EADDRNOTAVAIL)
 }
 
 // replyBuffer is what a relay address's socket holds in bytes until it is read.
@@ -205,18 +228,17 @@ func hardwareOf(relay netip.Addr) (lease.MAC, error) {
 // within half a second, on one processor.
 const replyBuffer = 4 << 20
 
-// openRelay binds port 67 of a relay address, never the wildcard, and locks
-// the address against a second copy of this daemon. SO_REUSEADDR lets us live
-// beside a dnsmasq, dhcpd or dhcrelay on other addresses of the host in either
-// start order; it would also let two of us bind, hence the lock.
-func openRelay(relay netip.Addr) (net.PacketConn, func(), error) {
-	port := netip.AddrPortFrom(relay, lease.ServerPort)
-	lock, err := net.Listen("unix", "@oam-docker-ipam/"+port.String())
+// openRelay binds a relay address, never the wildcard, and locks it against a
+// second copy of this daemon. SO_REUSEADDR lets us live beside a dnsmasq, dhcpd
+// or dhcrelay on other addresses of the host in either start order; it would
+// also let two of us bind, hence the lock.
+func openRelay(at place) (socket, error) {
+	lock, err := net.Listen("unix", "@oam-docker-ipam/"+at.relay.String())
 	if err != nil {
 		if errors.Is(err, unix.EADDRINUSE) {
-			return nil, nil, fmt.Errorf("%w %s: stop it, or give this one another LISTEN_ADDR", ErrSecondCopy, relay)
+			return socket{}, fmt.Errorf("%w %s: stop it, or give this one another LISTEN_ADDR", ErrSecondCopy, at.relay.Addr())
 		}
-		return nil, nil, fmt.Errorf("lock relay address %s: %w", relay, err)
+		return socket{}, fmt.Errorf("lock %s: %w", at, err)
 	}
 	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
 		var set error
@@ -229,23 +251,24 @@ func openRelay(relay netip.Addr) (net.PacketConn, func(), error) {
 		})
 		return errors.Join(err, set)
 	}}
-	conn, err := config.ListenPacket(context.Background(), "udp4", port.String())
+	conn, err := config.ListenPacket(context.Background(), "udp4", at.relay.String())
 	if err != nil {
 		lock.Close()
-		return nil, nil, explainBind(relay, err)
+		return socket{}, explainBind(at.relay, err)
 	}
-	return conn, func() { lock.Close() }, nil
+	return socket{PacketConn: conn, unlock: func() { lock.Close() }}, nil
 }
 
 // explainBind says what to do about a relay address that can't be bound.
-func explainBind(relay netip.Addr, err error) error {
+func explainBind(at netip.AddrPort, err error) error {
+	relay := at.Addr()
 	switch {
 	case errors.Is(err, unix.EADDRNOTAVAIL):
 		return fmt.Errorf("relay address %s is not an address of this host (it has %s): correct LISTEN_ADDR or listen_addr, or bring the address up", relay, strings.Join(hostAddrs(), ", "))
 	case errors.Is(err, unix.EADDRINUSE):
-		return fmt.Errorf("UDP port 67 of relay address %s is taken by %s: stop it, let it bind other addresses only (dnsmasq: bind-interfaces), or give this daemon another LISTEN_ADDR", relay, portHolder(relay, lease.ServerPort))
+		return fmt.Errorf("UDP port %d of relay address %s is taken by %s: stop it, let it bind other addresses only (dnsmasq: bind-interfaces), or give this daemon another LISTEN_ADDR", at.Port(), relay, portHolder(relay, at.Port()))
 	case errors.Is(err, unix.EACCES):
-		return fmt.Errorf("UDP port 67 of relay address %s may not be bound: run the daemon as root or with CAP_NET_BIND_SERVICE", relay)
+		return fmt.Errorf("UDP port %d of relay address %s may not be bound: run the daemon as root or with CAP_NET_BIND_SERVICE", at.Port(), relay)
 	}
 	return fmt.Errorf("bind relay address %s: %w", relay, err)
 }

@@ -81,11 +81,11 @@ func listen(t *testing.T, network, addr string, reuse int) net.PacketConn {
 // openOurs is openRelay of our address; it is closed by the returned function.
 func openOurs(t *testing.T) (net.PacketConn, func()) {
 	t.Helper()
-	conn, unlock, err := openRelay(ourAddr)
+	s, err := openRelay(at67(ourAddr))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return conn, func() { conn.Close(); unlock() }
+	return s, func() { s.Close(); s.unlock() }
 }
 
 func TestOpenRelay(t *testing.T) {
@@ -96,17 +96,17 @@ func TestOpenRelay(t *testing.T) {
 	if got := conn.LocalAddr().String(); got != "192.0.2.2:67" {
 		t.Errorf("bound %s, never the wildcard", got)
 	}
-	if _, _, err := openRelay(ourAddr); !errors.Is(err, ErrSecondCopy) {
+	if _, err := openRelay(at67(ourAddr)); !errors.Is(err, ErrSecondCopy) {
 		t.Errorf("second copy: %v", err)
 	} else {
 		checkError(t, err, "192.0.2.2", "LISTEN_ADDR")
 	}
-	other, unlock, err := openRelay(otherAddr)
+	other, err := openRelay(at67(otherAddr))
 	if err != nil {
 		t.Fatalf("a second relay address: %v", err)
 	}
 	other.Close()
-	unlock()
+	other.unlock()
 	closeOurs()
 	_, closeOurs = openOurs(t)
 	closeOurs()
@@ -119,7 +119,7 @@ func TestRelayAddressMissing(t *testing.T) {
 	}
 	missing := ip("192.0.2.9")
 	for range 2 {
-		_, _, err := openRelay(missing)
+		_, err := openRelay(at67(missing))
 		if errors.Is(err, ErrSecondCopy) {
 			t.Fatal("the failed attempt kept its lock")
 		}
@@ -128,12 +128,12 @@ func TestRelayAddressMissing(t *testing.T) {
 	if out, err := exec.Command("ip", "addr", "add", "192.0.2.9/32", "dev", "lo").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	conn, unlock, err := openRelay(missing)
+	s, err := openRelay(at67(missing))
 	if err != nil {
 		t.Fatalf("once the address is there: %v", err)
 	}
-	conn.Close()
-	unlock()
+	s.Close()
+	s.unlock()
 }
 
 func TestPortTaken(t *testing.T) {
@@ -145,7 +145,7 @@ func TestPortTaken(t *testing.T) {
 	} {
 		t.Run(c.addr, func(t *testing.T) {
 			taken := listen(t, c.network, c.addr, 0)
-			_, _, err := openRelay(ourAddr)
+			_, err := openRelay(at67(ourAddr))
 			checkError(t, err, "port 67 of relay address 192.0.2.2 is taken by", fmt.Sprintf("(pid %d)", os.Getpid()), "bind-interfaces", "LISTEN_ADDR")
 			taken.Close()
 			_, closeOurs := openOurs(t)
@@ -278,7 +278,7 @@ func TestRealSockets(t *testing.T) {
 	if err := c.Close(); err != nil {
 		t.Error(err)
 	}
-	if _, _, err := openRelay(ourAddr); err != nil {
+	if _, err := openRelay(at67(ourAddr)); err != nil {
 		t.Errorf("after Close: %v", err)
 	}
 }

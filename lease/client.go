@@ -3,6 +3,7 @@ package lease
 import (
 	"context"
 	"errors"
+	"math"
 	"net/netip"
 	"time"
 )
@@ -10,11 +11,12 @@ import (
 // Client speaks DHCP for the Manager's endpoints. Every call ends when its
 // context does, with an error that tells what was missing.
 type Client interface {
-	// Probe asks for an offer that accept agrees to and never takes it
-	// (DHCPDISCOVER only). The offer is made to a MAC of this host. It
-	// returns ErrNoAnswer when no server answers, and accept's last error
-	// when every offer was refused.
-	Probe(ctx context.Context, pool Pool, accept func(Offer) error) (Offer, error)
+	// Probe asks for offers to a MAC, the zero one standing for one of this
+	// host, and never takes one (DHCPDISCOVER only). The pool's subnet may be
+	// zero: then the servers choose. It returns when every server that is
+	// known has offered, a while after the first offer, or when ctx ends, and
+	// ErrNoAnswer when there was none.
+	Probe(ctx context.Context, pool Pool, mac MAC) ([]Offer, error)
 
 	// Acquire takes a lease, from DHCPDISCOVER to DHCPACK, or returns an
 	// error and leaves nothing leased.
@@ -43,7 +45,8 @@ type Client interface {
 	Decline(ctx context.Context, pool Pool, lease Lease) error
 
 	// RelayMAC is the hardware address of the interface that has the pool's
-	// relay address; of several relay addresses, the first server's.
+	// relay address, or on which servers are asked by broadcast; of several
+	// relay addresses, the first server's.
 	RelayMAC(ctx context.Context, pool Pool) (MAC, error)
 }
 
@@ -82,6 +85,9 @@ var (
 	ErrNoAnswer = errors.New("no DHCP server answered")
 	// ErrNAK: the server refused (DHCPNAK).
 	ErrNAK = errors.New("DHCP server refused (NAK)")
+	// ErrNoVLAN: servers would be asked on a VLAN's interface that isn't there
+	// yet, although its parent is.
+	ErrNoVLAN = errors.New("VLAN interface doesn't exist yet")
 )
 
 // Request is what an endpoint asks of the servers.
@@ -103,10 +109,21 @@ type Request struct {
 // Offer is what a server would give.
 type Offer struct {
 	Server  netip.Addr   // server identifier, option 54
+	From    netip.Addr   // IP source of the message
 	Address netip.Addr   // yiaddr
 	Subnet  netip.Prefix // by option 1; zero where it is missing or absurd
 	Router  netip.Addr   // first of option 3; zero where it is missing
+	DNS     []netip.Addr // option 6
+	// Length of the lease (option 51); LeaseForEver for an infinite one.
+	Length time.Duration
+	// T1 and T2 as they would count (RFC 2131 section 4.4.5).
+	T1, T2 time.Duration
+	// After is the time from the first DISCOVER to this offer.
+	After time.Duration
 }
+
+// LeaseForEver is the length of an infinite lease (RFC 2131 section 3.3).
+const LeaseForEver = time.Duration(math.MaxUint32) * time.Second
 
 // Store remembers everything that must outlive the daemon.
 type Store interface {

@@ -76,13 +76,15 @@ func (s *dhcpServer) note(kind string, what any) {
 	s.seen = append(s.seen, fmt.Sprintf("%v %s %v", time.Since(s.began), kind, what))
 }
 
-func (s *dhcpServer) Probe(ctx context.Context, p lease.Pool, accept func(lease.Offer) error) (lease.Offer, error) {
+func (s *dhcpServer) Probe(ctx context.Context, p lease.Pool, _ lease.MAC) ([]lease.Offer, error) {
 	s.note("probe", p.Subnet)
 	if answer := s.onProbe.get(); answer != nil {
-		return answer(ctx, p, accept)
+		var offers []lease.Offer
+		_, err := answer(ctx, p, func(o lease.Offer) error { offers = append(offers, o); return nil })
+		return offers, err
 	}
 	o := lease.Offer{Server: s.id.get(), Address: addr("192.0.2.99"), Subnet: netip.MustParsePrefix("192.0.2.0/24"), Router: addr("192.0.2.1")}
-	return o, accept(o)
+	return []lease.Offer{o}, nil
 }
 
 func (s *dhcpServer) Acquire(ctx context.Context, r lease.Request) (lease.Lease, error) {

@@ -56,6 +56,12 @@ type Lease struct {
 	// Via is where messages for that server are sent: the configured address
 	// through which it was reached, which need not be its identifier.
 	Via netip.AddrPort `json:"via"`
+	// Station is the Ethernet address from which the last ACK came, where
+	// servers are asked by broadcast: that of the server or of a relay agent.
+	Station MAC `json:"station,omitzero"`
+	// Agent are the sub-options of option 82 that told who the endpoint is, as
+	// they were first sent: servers may key on them (RFC 3046 section 2.1).
+	Agent []byte `json:"agent,omitempty"`
 	// Options are the options of the last ACK as they came, code, length and
 	// value one after the other (RFC 2132), without pads and end.
 	Options []byte `json:"options,omitempty"`

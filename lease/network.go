@@ -24,12 +24,14 @@ func (m *Manager) AddPool(ctx context.Context, p Pool) (Pool, error) {
 	}
 	probe, cancel := context.WithTimeout(ctx, probeTime)
 	defer cancel()
-	offer, err := m.client.Probe(probe, p, func(o Offer) error {
-		if err := p.inSubnet(o.Address); err != nil {
-			return fmt.Errorf("DHCP server %s offers %s, which is not a host of the subnet %s: correct --subnet, or let the server serve that subnet", o.Server, o.Address, p.Subnet)
+	offers, err := m.client.Probe(probe, p, MAC{})
+	var offer Offer
+	for _, offer = range offers {
+		if err = p.inSubnet(offer.Address); err == nil {
+			break
 		}
-		return nil
-	})
+		err = fmt.Errorf("DHCP server %s offers %s, which is not a host of the subnet %s: correct --subnet, or let the server serve that subnet", offer.Server, offer.Address, p.Subnet)
+	}
 	log := m.log.With("subnet", p.Subnet)
 	switch {
 	case ctx.Err() != nil:
@@ -239,12 +241,14 @@ func (m *Manager) learnSubnet(ctx context.Context, p Pool) (Pool, error) {
 	ctx, cancel := context.WithTimeout(ctx, probeTime)
 	defer cancel()
 	network := p.Subnet.Addr()
-	offer, err := m.client.Probe(ctx, p, func(o Offer) error {
-		if o.Subnet.Masked() != o.Subnet || o.Subnet.Addr() != network {
-			return fmt.Errorf("DHCP server %s offers subnet %s", o.Server, o.Subnet)
+	offers, err := m.client.Probe(ctx, p, MAC{})
+	var offer Offer
+	for _, offer = range offers {
+		if err = nil; offer.Subnet.Masked() == offer.Subnet && offer.Subnet.Addr() == network {
+			break
 		}
-		return nil
-	})
+		err = fmt.Errorf("DHCP server %s offers subnet %s", offer.Server, offer.Subnet)
+	}
 	if err != nil {
 		return Pool{}, fmt.Errorf("learn the prefix length of the old network %s: %w", network, err)
 	}

@@ -98,7 +98,82 @@ type Options struct {
 	// ConflictInterface is where they are probed: the network's parent, of
 	// which an IPAM driver isn't told.
 	ConflictInterface string `json:"conflict_interface,omitempty"`
+
+	// RelayPort is the UDP port of the relay address, ServerPort unless set.
+	// Another one is told to the servers (RFC 8357), of which few know it.
+	RelayPort uint16 `json:"listen_port,omitempty"`
+	// Interface is the one on whose LAN servers are asked by broadcast, instead
+	// of Servers: at most one of the two is set.
+	Interface string `json:"dhcp_interface,omitempty"`
+	// EtherSource is the Ethernet source address of what is broadcast.
+	EtherSource EtherSource `json:"ether_source,omitempty"`
+	// Probe is whether the servers are asked for an offer when the network is
+	// created.
+	Probe Switch `json:"probe,omitempty"`
+	// LinkSelection is how servers are told the wanted subnet.
+	LinkSelection LinkSelection `json:"link_selection,omitempty"`
+	// Agent is what option 82 tells of an endpoint (RFC 3046), nothing by
+	// default.
+	Agent []AgentPart `json:"option82,omitempty"`
+	// NetworkName is the network's name there, of which an IPAM driver isn't
+	// told. The subnet stands for it.
+	NetworkName string `json:"network_name,omitempty"`
+	// VendorClass is option 60, "off" for none; UserClass option 77.
+	VendorClass string `json:"vendor_class,omitempty"`
+	UserClass   string `json:"user_class,omitempty"`
+	// HostName is whether option 12 tells the container's name.
+	HostName Switch `json:"host_name,omitempty"`
+	// FQDN is the domain in which the servers are asked to enter the
+	// container's name into DNS (option 81, RFC 4702). Option 12 is then left
+	// out unless HostName is on.
+	FQDN string `json:"fqdn,omitempty"`
 }
+
+// Switch is "on" or "off"; "" is unset.
+type Switch string
+
+// The values of a Switch.
+const (
+	On  Switch = "on"
+	Off Switch = "off"
+)
+
+// EtherSource is an Ethernet source address; "" is unset.
+type EtherSource string
+
+// The Ethernet sources.
+const (
+	// SourceInterface is the interface's own address.
+	SourceInterface EtherSource = "interface"
+	// SourceContainer is the container's, for switches that drop DHCP
+	// messages whose chaddr is another.
+	SourceContainer EtherSource = "container"
+)
+
+// LinkSelection is how a server is told which subnet is wanted; "" is unset.
+type LinkSelection string
+
+// The ways of link selection.
+const (
+	// SelectAuto is sub-option 5 of option 82 (RFC 3527), where the subnet
+	// doesn't contain the relay address.
+	SelectAuto LinkSelection = "auto"
+	// SelectOff leaves the choice to the server.
+	SelectOff LinkSelection = "off"
+	// Select118 is option 118 (RFC 3011), where the subnet doesn't contain
+	// the relay address.
+	Select118 LinkSelection = "118"
+)
+
+// AgentPart is something that option 82 tells.
+type AgentPart string
+
+// The parts, with their sub-options.
+const (
+	AgentNetwork   AgentPart = "network"   // 1, circuit id (RFC 3046)
+	AgentHost      AgentPart = "host"      // 2, remote id: this host's name
+	AgentContainer AgentPart = "container" // 6, subscriber id (RFC 3993)
+)
 
 // ClientIDForm is how option 61 is made; "" is unset.
 type ClientIDForm string
@@ -158,8 +233,14 @@ func (c ConflictCheck) Time() time.Duration {
 func Defaults() Options {
 	return Options{
 		ClientID: ClientIDAuto, ReleaseDelay: new(usualReleaseDelay), OnLost: KeepLost, Conflict: ConflictOff,
+		RelayPort: ServerPort, EtherSource: SourceInterface, Probe: On, LinkSelection: SelectAuto,
+		VendorClass: "oam-docker-ipam",
 	}
 }
+
+// ByBroadcast reports whether servers are asked by broadcast on an interface,
+// instead of as a relay agent.
+func (o Options) ByBroadcast() bool { return o.Interface != "" }
 
 // maxServers bounds what one request asks.
 const maxServers = 16
@@ -239,17 +320,92 @@ var options = map[string]option{
 		},
 		format: func(o Options) string { return string(o.Conflict) },
 	},
-	"conflict_interface": {
+	"conflict_interface": text(func(o *Options) *string { return &o.ConflictInterface }, isInterface),
+
+	"dhcp_interface": text(func(o *Options) *string { return &o.Interface }, isInterface),
+	"ether_source":   word(func(o *Options) *EtherSource { return &o.EtherSource }, SourceInterface, SourceContainer),
+	"listen_port": {
 		parse: func(o *Options, s string) error {
-			// IFNAMSIZ, and what the kernel's dev_valid_name refuses.
-			if len(s) > 15 || s == "." || s == ".." || strings.ContainsAny(s, "/: \t\n\v\f\r") {
-				return errors.New("want the name of a network interface such as eth0")
+			n, err := strconv.ParseUint(s, 10, 16)
+			if err != nil || n == 0 {
+				return errors.New("want a UDP port from 1 to 65535")
 			}
-			o.ConflictInterface = s
+			o.RelayPort = uint16(n)
 			return nil
 		},
-		format: func(o Options) string { return o.ConflictInterface },
+		format: func(o Options) string {
+			if o.RelayPort == 0 {
+				return ""
+			}
+			return strconv.Itoa(int(o.RelayPort))
+		},
 	},
+	"probe":          word(func(o *Options) *Switch { return &o.Probe }, On, Off),
+	"link_selection": word(func(o *Options) *LinkSelection { return &o.LinkSelection }, SelectAuto, SelectOff, Select118),
+	"option82": {
+		parse: func(o *Options, s string) error {
+			for text := range strings.SplitSeq(s, ",") {
+				part := AgentPart(strings.TrimSpace(text))
+				switch part {
+				case AgentHost, AgentNetwork, AgentContainer:
+				default:
+					return fmt.Errorf("known are %s, %s and %s, separated by commas", AgentHost, AgentNetwork, AgentContainer)
+				}
+				if !slices.Contains(o.Agent, part) {
+					o.Agent = append(o.Agent, part)
+				}
+			}
+			return nil
+		},
+		format: func(o Options) string {
+			texts := make([]string, len(o.Agent))
+			for i, part := range o.Agent {
+				texts[i] = string(part)
+			}
+			return strings.Join(texts, ",")
+		},
+	},
+	"network_name": text(func(o *Options) *string { return &o.NetworkName }, isPrintable),
+	"vendor_class": text(func(o *Options) *string { return &o.VendorClass }, isPrintable),
+	"user_class":   text(func(o *Options) *string { return &o.UserClass }, isPrintable),
+	"host_name":    word(func(o *Options) *Switch { return &o.HostName }, On, Off),
+	"fqdn": text(func(o *Options) *string { return &o.FQDN }, func(s string) error {
+		if !isHostName(s) {
+			return errors.New("want a DNS domain such as example.org")
+		}
+		return nil
+	}),
+}
+
+// isInterface refuses what is no name of a network interface: IFNAMSIZ, and
+// what the kernel's dev_valid_name refuses.
+func isInterface(s string) error {
+	if len(s) > 15 || s == "." || s == ".." || strings.ContainsAny(s, "/: \t\n\v\f\r") {
+		return errors.New("want the name of a network interface such as eth0")
+	}
+	return nil
+}
+
+// maxText is the longest of the texts that go into DHCP options, in bytes.
+const maxText = 64
+
+// isPrintable refuses what would be unreadable in a server's log.
+func isPrintable(s string) error {
+	if len(s) > maxText || strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' }) {
+		return fmt.Errorf("want at most %d printable ASCII characters", maxText)
+	}
+	return nil
+}
+
+// text makes an option of a text that is checked.
+func text(field func(*Options) *string, check func(string) error) option {
+	return option{
+		parse: func(o *Options, s string) error {
+			*field(o) = s
+			return check(s)
+		},
+		format: func(o Options) string { return *field(&o) },
+	}
 }
 
 // word makes an option of which some words are known.
@@ -289,6 +445,9 @@ func ParseOptions(texts map[string]string) (Options, error) {
 			return Options{}, fmt.Errorf("option %s=%q: %w", name, texts[name], err)
 		}
 	}
+	if len(o.Servers) > 0 && o.Interface != "" {
+		return Options{}, fmt.Errorf("dhcp_server=%s and dhcp_interface=%s exclude each other: servers are asked as a relay agent or by broadcast; leave one out", texts["dhcp_server"], o.Interface)
+	}
 	return o, nil
 }
 
@@ -305,8 +464,8 @@ func (o Options) Texts() map[string]string {
 
 // Or fills what is unset in o from the global settings.
 func (o Options) Or(global Options) Options {
-	if len(o.Servers) == 0 {
-		o.Servers = global.Servers
+	if len(o.Servers) == 0 && o.Interface == "" {
+		o.Servers, o.Interface = global.Servers, global.Interface
 	}
 	if !o.Relay.IsValid() {
 		o.Relay = global.Relay
@@ -316,5 +475,17 @@ func (o Options) Or(global Options) Options {
 	o.OnLost = cmp.Or(o.OnLost, global.OnLost)
 	o.Conflict = cmp.Or(o.Conflict, global.Conflict)
 	o.ConflictInterface = cmp.Or(o.ConflictInterface, global.ConflictInterface)
+	o.RelayPort = cmp.Or(o.RelayPort, global.RelayPort)
+	o.EtherSource = cmp.Or(o.EtherSource, global.EtherSource)
+	o.Probe = cmp.Or(o.Probe, global.Probe)
+	o.LinkSelection = cmp.Or(o.LinkSelection, global.LinkSelection)
+	if len(o.Agent) == 0 {
+		o.Agent = global.Agent
+	}
+	o.NetworkName = cmp.Or(o.NetworkName, global.NetworkName)
+	o.VendorClass = cmp.Or(o.VendorClass, global.VendorClass)
+	o.UserClass = cmp.Or(o.UserClass, global.UserClass)
+	o.HostName = cmp.Or(o.HostName, global.HostName)
+	o.FQDN = cmp.Or(o.FQDN, global.FQDN)
 	return o
 }

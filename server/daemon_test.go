@@ -39,9 +39,9 @@ type fakeClient struct {
 
 var _ lease.Client = (*fakeClient)(nil)
 
-func (c *fakeClient) Probe(_ context.Context, p lease.Pool, accept func(lease.Offer) error) (lease.Offer, error) {
+func (c *fakeClient) Probe(_ context.Context, p lease.Pool, _ lease.MAC) ([]lease.Offer, error) {
 	o := lease.Offer{Server: serverAddr, Address: c.host(p, 99), Subnet: p.Subnet, Router: c.host(p, 1)}
-	return o, accept(o)
+	return []lease.Offer{o}, nil
 }
 
 // host is the n-th address of a pool's subnet, a /24.
