@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"os/signal"
 	"regexp"
@@ -20,6 +21,7 @@ import (
 	"time"
 
 	"github.com/urfave/cli/v3"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/talkingdata/oam-docker-ipam/arp"
 	"github.com/talkingdata/oam-docker-ipam/conf"
@@ -58,7 +60,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 const (
 	keyDebug      = "IPAM_DEBUG"
 	keyServers    = "DHCP_SERVER"
+	keyInterface  = "DHCP_INTERFACE"
 	keyListenAddr = "LISTEN_ADDR"
+	keyListenPort = "LISTEN_PORT"
 	keyDriverName = "DRIVER_NAME"
 	keySocket     = "PLUGIN_SOCKET"
 	keyDataDir    = "DATA_DIR"
@@ -74,10 +78,16 @@ const (
 
 // optionKeys are those that a network may set for itself, as --ipam-opt in lower
 // case.
-var optionKeys = []string{keyServers, keyListenAddr, keyClientID, keyReleaseDelay, keyOnLeaseLost, keyConflictCheck, keyConflictInterface}
+var optionKeys = []string{
+	keyServers, keyInterface, keyListenAddr, keyListenPort,
+	keyClientID, keyReleaseDelay, keyOnLeaseLost, keyConflictCheck, keyConflictInterface,
+}
 
 // flagName is a key as a flag.
 func flagName(key string) string { return strings.ReplaceAll(strings.ToLower(key), "_", "-") }
+
+// optionName is a key as an option of a network.
+func optionName(key string) string { return strings.ToLower(key) }
 
 func command(stdout, stderr io.Writer) *cli.Command {
 	var file conf.File
@@ -106,8 +116,10 @@ func command(stdout, stderr io.Writer) *cli.Command {
 			// command only, since they are read before a command's flags are.
 			&cli.StringFlag{Name: "config", Local: true, Destination: &file.Name, Usage: "configuration `FILE` (default: " + conf.Path + " if it exists)"},
 			&cli.BoolFlag{Name: "debug", Sources: sources(keyDebug), Usage: "log every packet and call"},
-			&cli.StringFlag{Name: "dhcp-server", Sources: sources(keyServers), Usage: "DHCP servers: IPv4 `ADDRESSES` or names, comma-separated, with optional :port"},
+			&typedFlag{StringFlag: &cli.StringFlag{Name: "dhcp-server", Sources: sources(keyServers), Usage: "DHCP servers: IPv4 `ADDRESSES` or names, comma-separated, with optional :port"}},
+			&typedFlag{StringFlag: &cli.StringFlag{Name: "dhcp-interface", Aliases: []string{"interface"}, Sources: sources(keyInterface), Usage: "`INTERFACE` on whose LAN DHCP servers are asked by broadcast, instead of dhcp-server"}},
 			&cli.StringFlag{Name: "listen-addr", Sources: sources(keyListenAddr), Value: "0.0.0.0", Usage: "relay `ADDRESS` (giaddr); 0.0.0.0: the one this host's routing chooses towards each server"},
+			&cli.StringFlag{Name: "listen-port", Sources: sources(keyListenPort), Value: defaults["listen_port"], Usage: "UDP `PORT` of the relay address; another than 67 for servers that know RFC 8357 only"},
 			&cli.StringFlag{Name: "driver-name", Sources: sources(keyDriverName), Value: "talkingdata", Usage: "`NAME` for --ipam-driver"},
 			&cli.StringFlag{Name: "socket", Sources: sources(keySocket), Usage: "Docker's plugin `SOCKET` (default: /run/docker/plugins/NAME.sock)"},
 			&cli.StringFlag{Name: "data-dir", Sources: sources(keyDataDir), Value: "/var/lib/oam-docker-ipam", Usage: "`FOLDER` of the database"},
@@ -127,7 +139,7 @@ func command(stdout, stderr io.Writer) *cli.Command {
 					if err != nil {
 						return err
 					}
-					log := newLogger(stderr, s.debug)
+					log := newLogger(stderr, slog.LevelInfo, s.debug)
 					for _, key := range file.Unknown(knownKeys(cmd.Root())) {
 						log.Warn("unknown key in the configuration file", "key", key)
 					}
@@ -189,6 +201,20 @@ func command(stdout, stderr io.Writer) *cli.Command {
 				},
 			},
 			{
+				Name: "discover", Usage: "ask the DHCP servers for offers and take none; exit status 1: nobody answered",
+				Flags: []cli.Flag{
+					asJSON,
+					&cli.StringFlag{Name: "subnet", Usage: "`SUBNET` that is wanted, such as 192.0.2.0/24; else the servers choose"},
+					&cli.StringFlag{Name: "mac", Usage: "`MAC` address that is asked for, such as one with a reservation; else one of this host's own"},
+				},
+				Action: func(ctx context.Context, cmd *cli.Command) error {
+					if err := file.Err(); err != nil {
+						return err
+					}
+					return discover(ctx, cmd, stdout, stderr)
+				},
+			},
+			{
 				Name: "version", Usage: "print the version",
 				Flags: []cli.Flag{asJSON},
 				Action: func(_ context.Context, cmd *cli.Command) error {
@@ -247,6 +273,27 @@ func (v variable) IsFromEnv() bool { return true }
 // Key is the variable's name.
 func (v variable) Key() string { return string(v) }
 
+// typedFlag is a flag that knows whether its value was typed on the command
+// line: the values of its sources don't come through Set.
+type typedFlag struct {
+	*cli.StringFlag
+	typed bool
+}
+
+// Set takes a value from the command line (cli.Flag).
+func (f *typedFlag) Set(name, value string) error {
+	f.typed = true
+	return f.StringFlag.Set(name, value)
+}
+
+// typed reports whether the flag of a key was typed.
+func typed(cmd *cli.Command, key string) bool {
+	return slices.ContainsFunc(cmd.Root().Flags, func(flag cli.Flag) bool {
+		f, ok := flag.(*typedFlag)
+		return ok && f.typed && f.Name == flagName(key)
+	})
+}
+
 // commit is the source's commit, as far as the build knows it.
 func commit() string {
 	info, _ := debug.ReadBuildInfo()
@@ -293,15 +340,11 @@ func readSettings(cmd *cli.Command, file *conf.File) (settings, error) {
 		debug: cmd.Bool("debug"), driver: cmd.String("driver-name"), socket: socket(cmd),
 		dataDir: cmd.String("data-dir"), docker: cmd.String("docker"), timeout: cmd.Duration("dhcp-timeout"),
 	}
-	texts := map[string]string{}
-	for _, key := range optionKeys {
-		texts[strings.ToLower(key)] = cmd.String(flagName(key))
-	}
 	var err error
-	s.global, err = lease.ParseOptions(texts)
+	s.global, err = globalOptions(optionTexts(cmd))
 	switch {
 	case err != nil:
-		return settings{}, fmt.Errorf("configuration: %w", err)
+		return settings{}, err
 	case s.dataDir == "":
 		return settings{}, fmt.Errorf("configuration: %s is empty: want a folder", keyDataDir)
 	case !driverNames.MatchString(s.driver):
@@ -310,6 +353,30 @@ func readSettings(cmd *cli.Command, file *conf.File) (settings, error) {
 		return settings{}, fmt.Errorf("configuration: %s=%s: want a time above zero such as 30s", keyTimeout, s.timeout)
 	}
 	return s, nil
+}
+
+// optionTexts are the settings that a network may set too, by its names for
+// them.
+func optionTexts(cmd *cli.Command) map[string]string {
+	texts := map[string]string{}
+	for _, key := range optionKeys {
+		texts[optionName(key)] = cmd.String(flagName(key))
+	}
+	return texts
+}
+
+// globalOptions are those that apply where a network has none.
+func globalOptions(texts map[string]string) (lease.Options, error) {
+	servers, iface := texts[optionName(keyServers)], texts[optionName(keyInterface)]
+	if servers != "" && iface != "" {
+		return lease.Options{}, fmt.Errorf("configuration: %s=%s and %s=%s exclude each other: the servers are asked as a relay agent or by broadcast; take one out of the configuration file, the environment or the command line (single networks may have --ipam-opt %s= or %s=)",
+			keyServers, servers, keyInterface, iface, optionName(keyServers), optionName(keyInterface))
+	}
+	options, err := lease.ParseOptions(texts)
+	if err != nil {
+		return lease.Options{}, fmt.Errorf("configuration: %w", err)
+	}
+	return options, nil
 }
 
 // socket is the path of the plugin socket, all of the settings that operator
@@ -321,8 +388,19 @@ func socket(cmd *cli.Command) string {
 	return "/run/docker/plugins/" + cmd.String("driver-name") + ".sock"
 }
 
-func newLogger(w io.Writer, debug bool) *slog.Logger {
-	level := slog.LevelInfo
+// socketOf is the path of a driver's socket: Docker knows a driver by its file's
+// name.
+func (s settings) socketOf(d lease.Driver) string {
+	path, cut := strings.CutSuffix(s.socket, ".sock")
+	path += strings.TrimPrefix(d.Name, s.driver)
+	if cut {
+		path += ".sock"
+	}
+	return path
+}
+
+// newLogger logs what is at least of a level, or all of it.
+func newLogger(w io.Writer, level slog.Level, debug bool) *slog.Logger {
 	if debug {
 		level = slog.LevelDebug
 	}
@@ -344,7 +422,8 @@ func serve(ctx context.Context, s settings, log *slog.Logger) (err error) {
 		return err
 	}
 
-	docker, err := engine.New(s.docker)
+	drivers := lease.Drivers(s.driver)
+	docker, err := engine.New(s.docker, drivers...)
 	if err != nil {
 		return err
 	}
@@ -362,7 +441,7 @@ func serve(ctx context.Context, s settings, log *slog.Logger) (err error) {
 		debug.SetGCPercent(50)
 	}
 
-	listener, err := server.Listen(s.socket)
+	listeners, err := listen(s, drivers)
 	if err != nil {
 		return err
 	}
@@ -370,11 +449,30 @@ func serve(ctx context.Context, s settings, log *slog.Logger) (err error) {
 	// What is in hand ends by itself within the time of one request and its
 	// commit.
 	grace := s.timeout + 10*time.Second
-	if err := server.Serve(ctx, listener, server.New(manager, s.driver, log), grace, log); err != nil {
+	group, ctx := errgroup.WithContext(ctx)
+	for i, d := range drivers {
+		group.Go(func() error { return server.Serve(ctx, listeners[i], server.New(manager, d, log), grace, log) })
+	}
+	if err := group.Wait(); err != nil {
 		return err
 	}
 	log.Info("stopped: leases are kept", "packets dropped", client.Drops().Counts())
 	return nil
+}
+
+// listen makes the sockets of all drivers, or none.
+func listen(s settings, drivers []lease.Driver) (listeners []net.Listener, err error) {
+	for _, d := range drivers {
+		l, err := server.Listen(s.socketOf(d))
+		if err != nil {
+			for _, made := range listeners {
+				err = errors.Join(err, made.Close())
+			}
+			return nil, err
+		}
+		listeners = append(listeners, l)
+	}
+	return listeners, nil
 }
 
 // errDiffers: a reconcile found something.
@@ -383,11 +481,11 @@ var errDiffers = errors.New("leases and containers differ")
 // reconcile reads the engine's networks and has the daemon compare them. The
 // daemon itself needs no access to the engine for this.
 func reconcile(ctx context.Context, cmd *cli.Command, stdout io.Writer) error {
-	docker, err := engine.New(cmd.String("docker"))
+	docker, err := engine.New(cmd.String("docker"), lease.Drivers(cmd.String("driver-name"))...)
 	if err != nil {
 		return err
 	}
-	inventory, err := docker.Networks(ctx, cmd.String("driver-name"))
+	inventory, err := docker.Networks(ctx)
 	if err != nil {
 		return err
 	}

@@ -40,12 +40,14 @@ func option(name string) func(settings) string {
 }
 
 // examples are the values that ship without being the default: there is none.
-var examples = map[string]string{"DHCP_SERVER": "192.0.2.1", "CONFLICT_INTERFACE": "eth0"}
+var examples = map[string]string{"DHCP_SERVER": "192.0.2.1", "DHCP_INTERFACE": "eth0", "CONFLICT_INTERFACE": "eth0"}
 
 var table = []setting{
 	{"IPAM_DEBUG", "debug", "false", [3]string{"true", "false", "true"}, func(s settings) string { return fmt.Sprint(s.debug) }},
 	{"DHCP_SERVER", "dhcp-server", "", [3]string{"192.0.2.1", "dhcp.example.org,192.0.2.2:1067", "192.0.2.3"}, option("dhcp_server")},
+	{"DHCP_INTERFACE", "dhcp-interface", "", [3]string{"eth1", "eth2.10", "br-lan"}, option("dhcp_interface")},
 	{"LISTEN_ADDR", "listen-addr", "0.0.0.0", [3]string{"192.0.2.11", "192.0.2.12", "192.0.2.13"}, option("listen_addr")},
+	{"LISTEN_PORT", "listen-port", "67", [3]string{"1067", "6767", "65535"}, option("listen_port")},
 	{"DRIVER_NAME", "driver-name", "talkingdata", [3]string{"a", "b", "c"}, func(s settings) string { return s.driver }},
 	{"PLUGIN_SOCKET", "socket", "/run/docker/plugins/talkingdata.sock", [3]string{"/tmp/a", "/tmp/b", "/tmp/c"}, func(s settings) string { return s.socket }},
 	{"DATA_DIR", "data-dir", "/var/lib/oam-docker-ipam", [3]string{"/tmp/a", "/tmp/b", "/tmp/c"}, func(s settings) string { return s.dataDir }},
@@ -167,10 +169,44 @@ func TestTableIsComplete(t *testing.T) {
 	if !slices.Equal(known, want) {
 		t.Errorf("known keys are %q, want %q", known, want)
 	}
-	for _, option := range lease.OptionNames() {
-		if !slices.Contains(known, strings.ToUpper(option)) {
-			t.Errorf("--ipam-opt %s has no key", option)
+	for _, key := range optionKeys {
+		if !slices.Contains(lease.OptionNames(), optionName(key)) {
+			t.Errorf("key %s is no --ipam-opt", key)
 		}
+	}
+}
+
+// The README's tables name every flag, key and option once, and no others.
+func TestReadmeTables(t *testing.T) {
+	text, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := func(pattern string) (found []string) {
+		for _, m := range regexp.MustCompile(pattern).FindAllStringSubmatch(string(text), -1) {
+			found = append(found, m[1])
+		}
+		slices.Sort(found)
+		return found
+	}
+	var flags []string
+	for _, row := range table {
+		flags = append(flags, row.flag+"` | `"+row.key)
+	}
+	slices.Sort(flags)
+	if got := rows("(?m)^\\| `--([a-z-]+` \\| `[A-Z_]+)` \\| "); !slices.Equal(got, flags) {
+		t.Errorf("flags and keys are\n%q, want\n%q", got, flags)
+	}
+	if got := rows("(?m)^\\| `([a-z_0-9]+)=[^`]*` \\| "); !slices.Equal(got, lease.OptionNames()) {
+		t.Errorf("options are\n%q, want\n%q", got, lease.OptionNames())
+	}
+	var commands []string
+	for _, c := range command(&bytes.Buffer{}, &bytes.Buffer{}).Commands {
+		commands = append(commands, c.Name)
+	}
+	slices.Sort(commands)
+	if got := rows("(?m)^\\| `oam-docker-ipam ([a-z]+)[^`]*` \\| "); !slices.Equal(got, commands) {
+		t.Errorf("commands are %q, want %q", got, commands)
 	}
 }
 
@@ -199,13 +235,15 @@ func TestShippedFile(t *testing.T) {
 			t.Errorf("%s stands there %d times", row.key, n)
 		}
 	}
-	for name, text := range map[string]string{"as it is": conf.Shipped, "all taken": assigned.ReplaceAllString(conf.Shipped, "$2=$3")} {
+	all := assigned.ReplaceAllString(conf.Shipped, "$2=$3")
+	without := func(key string) string { return strings.Replace(all, "\n"+key+"=", "\n#"+key+"=", 1) }
+	for name, text := range map[string]string{"as it is": conf.Shipped, "as a relay agent": without("DHCP_INTERFACE"), "by broadcast": without("DHCP_SERVER")} {
 		s, err := settingsOf(t, configFile(t, text))
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
 		for _, row := range table {
-			if got := row.show(s); got != row.byDefault && (name != "all taken" || got != examples[row.key]) {
+			if got := row.show(s); got != row.byDefault && (name == "as it is" || got != examples[row.key]) {
 				t.Errorf("%s: %s is %q", name, row.key, got)
 			}
 		}
@@ -284,6 +322,22 @@ func TestBadValues(t *testing.T) {
 		{name: "empty server in a list", file: "DHCP_SERVER=192.0.2.1,,192.0.2.2", want: []string{"dhcp_server"}},
 		{name: "relay", file: "LISTEN_ADDR=eth0", want: []string{"listen_addr", "eth0"}},
 		{name: "relay IPv6", env: "LISTEN_ADDR=::1", want: []string{"listen_addr", "::1"}},
+		{name: "interface", file: "DHCP_INTERFACE=eth0/1", want: []string{"dhcp_interface", "eth0/1", "interface such as eth0"}},
+		{name: "servers and interface", file: "DHCP_SERVER=192.0.2.1\nDHCP_INTERFACE=eth0", want: []string{"DHCP_SERVER=192.0.2.1", "DHCP_INTERFACE=eth0", "exclude each other", "take one out of the configuration file"}},
+		{name: "servers and typed interface", args: []string{"--config", good, "--dhcp-interface=eth0", "server"}, env: "DHCP_SERVER=192.0.2.1", want: []string{"DHCP_SERVER=192.0.2.1", "DHCP_INTERFACE=eth0", "the environment or the command line"}},
+		{name: "relay port", file: "LISTEN_PORT=dhcp", want: []string{"listen_port", "dhcp", "1 to 65535"}},
+		{name: "relay port zero", env: "LISTEN_PORT=0", want: []string{"listen_port", `"0"`}},
+		{name: "relay port too high", args: []string{"--config", good, "--listen-port=65536", "server"}, want: []string{"listen_port", "65536"}},
+		{name: "discover, servers and interface", args: []string{"--config", good, "--dhcp-server=192.0.2.1", "discover", "--interface=eth0"}, want: []string{"DHCP_SERVER=192.0.2.1", "DHCP_INTERFACE=eth0"}},
+		{name: "discover, wrong server", args: []string{"--config", good, "discover", "--dhcp-server=10.0.0.300"}, want: []string{"dhcp_server", "10.0.0.300"}},
+		{name: "discover, nobody to ask", args: []string{"--config", good, "discover"}, want: []string{"DHCP_SERVER", "--dhcp-server", "DHCP_INTERFACE", "--dhcp-interface"}},
+		{name: "discover, wrong file", args: []string{"--config", "/nonexistent.conf", "discover"}, want: []string{"/nonexistent.conf"}},
+		{name: "discover, MAC", args: []string{"--config", good, "discover", "--mac=02:00"}, want: []string{"--mac", `"02:00"`, "six bytes"}},
+		{name: "discover, MAC of a group", args: []string{"--config", good, "discover", "--mac=01:00:5e:00:00:01"}, want: []string{"--mac", "01:00:5e:00:00:01", "group"}},
+		{name: "discover, MAC zero", args: []string{"--config", good, "discover", "--mac=00:00:00:00:00:00"}, want: []string{"--mac", "zero"}},
+		{name: "discover, subnet", args: []string{"--config", good, "discover", "--subnet=192.0.2.0"}, want: []string{"192.0.2.0", "192.0.2.0/24"}},
+		{name: "discover, IPv6 subnet", args: []string{"--config", good, "discover", "--subnet=fd00::/64"}, want: []string{"fd00::/64", "IPv4 only"}},
+		{name: "discover, argument", args: []string{"--config", good, "discover", "eth0"}, want: []string{"discover", `"eth0"`}},
 		{name: "driver", file: "DRIVER_NAME=a/b", want: []string{"DRIVER_NAME", "a/b"}},
 		{name: "driver with dots", file: "DRIVER_NAME=../x", want: []string{"DRIVER_NAME", "../x"}},
 		{name: "empty driver", args: []string{"--config", good, "--driver-name=", "server"}, want: []string{"DRIVER_NAME"}},
@@ -353,7 +407,7 @@ func TestHelp(t *testing.T) {
 				t.Errorf("%q doesn't tell of --%s and %s", args, row.flag, row.key)
 			}
 		}
-		for _, name := range []string{"server", "leases", "release", "version", "--config"} {
+		for _, name := range []string{"server", "leases", "release", "reconcile", "discover", "version", "--config"} {
 			if !strings.Contains(got.stdout, name) {
 				t.Errorf("%q doesn't tell of %s", args, name)
 			}

@@ -24,6 +24,7 @@ type fakeEngine struct {
 	mu         sync.Mutex
 	none       bool
 	containers string // of the network, JSON
+	flat       string // a network of our driver for ipvlan, JSON; none unless set
 	asked      int
 }
 
@@ -69,9 +70,14 @@ func (e *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if e.none {
 			lan = plain
 		}
+		if e.flat != "" {
+			plain += "," + e.flat
+		}
 		fmt.Fprintf(w, "[%s,%s]", lan, plain)
 	case "/networks/1a":
 		fmt.Fprint(w, lan)
+	case "/networks/3c":
+		fmt.Fprint(w, e.flat)
 	default:
 		w.WriteHeader(http.StatusNotFound)
 		fmt.Fprint(w, `{"message":"not here"}`)
@@ -90,6 +96,13 @@ func (e *fakeEngine) has(containers ...string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.containers = strings.Join(containers, ",")
+}
+
+// hasFlat sets the endpoints of the network of ipvlan's driver.
+func (e *fakeEngine) hasFlat(containers ...string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.flat = `{"Name":"flat","Id":"3c","Scope":"local","Driver":"ipvlan","IPAM":{"Driver":"talkingdata-ipvlan","Config":[{"Subnet":"198.51.100.0/24"}]},"Containers":{` + strings.Join(containers, ",") + `}}`
 }
 
 // empty takes the network away.

@@ -11,7 +11,6 @@ import (
 	"net/netip"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -25,6 +24,7 @@ import (
 type Client struct {
 	global    lease.Options
 	log       *slog.Logger
+	host      string // this host's name, "" where it has none
 	probeMAC  lease.MAC
 	drops     Drops
 	farewells *farewells
@@ -46,13 +46,24 @@ var _ lease.Client = (*Client)(nil)
 // NewClient makes a client with the settings that apply where a pool has none.
 // Links are opened when they are needed.
 func NewClient(global lease.Options, log *slog.Logger) *Client {
+	// Without a name option 82 has none.
+	host, _ := os.Hostname()
 	return &Client{
-		global: global.Or(lease.Defaults()), log: log, probeMAC: hostMAC(),
+		global: global.Or(lease.Defaults()), log: log, host: host, probeMAC: hostMAC(),
 		farewells: newFarewells(),
 		openRelay: openRelay, openBroadcast: openBroadcast,
 		source: sourceTowards, resolve: resolveHost, hardware: hardwareOf,
 		links: map[place]*Link{},
 	}
+}
+
+// NewObserver makes a client for probes beside whatever has the ports, a
+// running daemon included: it binds no port, takes no lock and needs
+// CAP_NET_RAW. Only Probe and Close may be called.
+func NewObserver(global lease.Options, log *slog.Logger) *Client {
+	c := NewClient(global, log)
+	c.openRelay = openBeside
+	return c
 }
 
 // Open opens the links of the global settings ahead of the first request. It
@@ -130,6 +141,10 @@ const (
 	// requestTries is how often a REQUEST is sent before its server counts as
 	// gone (RFC 2131 section 3.1 (5) has four).
 	requestTries = 4
+	// rebootWait is how long the answer to a renewal may take until it is asked
+	// for in a form whose answer is broadcast, but no longer than half of the
+	// attempt.
+	rebootWait = 2 * time.Second
 	// offerWait is how long other servers may still offer after an offer that
 	// was refused. Before they offer, an ISC dhcpd pings for 1 s and a dnsmasq
 	// for 3 s.
@@ -146,13 +161,19 @@ type party struct {
 	pool     lease.Pool
 	mac      lease.MAC
 	clientID []byte // option 61
-	agent    []byte // of option 82, see agentParts
+	agent    []byte // of option 82, see agentParts; nil where no server knows them
 	name     string // the container's
 }
 
-// about is the party of a lease that exists.
+// about is the party of a lease that exists. Its part of option 82 goes on as
+// it began, also without any, whatever the network wants now; that of an adopted
+// lease begins here.
 func about(pool lease.Pool, l lease.Lease) party {
-	return party{pool: pool, mac: l.MAC, clientID: l.ClientID, agent: l.Agent, name: l.Name}
+	who := party{pool: pool, mac: l.MAC, clientID: l.ClientID, agent: l.Agent, name: l.Name}
+	if l.Via.IsValid() && who.agent == nil {
+		who.agent = []byte{}
+	}
+	return who
 }
 
 // exchange is a run of messages with one xid.
@@ -176,7 +197,7 @@ func (c *Client) begin(who party, paths []path) *exchange {
 		paths: paths, replies: make(chan reply, replyQueue), farewells: c.farewells,
 	}
 	if x.agent == nil {
-		x.agent = agentParts(x.options, who)
+		x.agent = agentParts(x.options, c.host, who)
 	}
 	for _, p := range paths {
 		p.link.await(x.key, who.clientID, x.replies)
@@ -194,6 +215,10 @@ func (x *exchange) end() {
 func (x *exchange) send(m message, paths ...path) {
 	m.xid, m.party, m.options = x.key.xid, x.party, x.options
 	for _, p := range paths {
+		if m.server.IsValid() {
+			// It says itself for whom it is, and the others on a LAN may know.
+			p.station = lease.MAC{}
+		}
 		m.place = p.link.place
 		if err := p.link.send(m.marshal(), p); err != nil {
 			x.failed = err
@@ -206,8 +231,15 @@ func (x *exchange) send(m message, paths ...path) {
 	}
 }
 
-// alone reports whether no more than one server can answer.
-func (x *exchange) alone() bool { return len(x.paths) == 1 && !x.paths[0].all() }
+// broadcast reports whether servers are asked on their LAN.
+func (x *exchange) broadcast() bool { return x.paths[0].link.broadcast() }
+
+// alone reports whether no more than one server can answer. On a LAN never:
+// even what is sent to one station may reach several, by a relay agent.
+func (x *exchange) alone() bool { return len(x.paths) == 1 && !x.broadcast() }
+
+// meant reports whether one server is asked where others may answer.
+func (x *exchange) meant() bool { return x.broadcast() && x.paths[0].to.IsValid() }
 
 // errPause ends a wait without a reply: it is time to send again.
 var errPause = errors.New("time to send again")
@@ -229,20 +261,11 @@ func (x *exchange) silence() error {
 	if x.sent == 0 && x.failed != nil {
 		return x.failed
 	}
-	asked := make([]string, len(x.paths))
-	for i, p := range x.paths {
-		if p.link.broadcast() {
-			return x.withFailures(fmt.Errorf("%w within %s (asked by broadcast on %s): is there one on its LAN, or a relay agent, does it serve that LAN with free addresses, does a switch or firewall drop UDP ports 67 and 68?",
-				lease.ErrNoAnswer, time.Since(x.began).Round(time.Second), p.link.place))
-		}
-		asked[i] = fmt.Sprintf("%s from %s", p.to.Addr(), p.link.place)
+	silence := &Silence{Within: time.Since(x.began), Subnet: x.pool.Subnet, Failed: x.failed}
+	for _, p := range x.paths {
+		silence.Asked = append(silence.Asked, Asked{Interface: p.link.iface, Server: p.to, Relay: p.link.relay})
 	}
-	subnet := "that address's subnet"
-	if x.pool.Subnet.IsValid() {
-		subnet = "subnet " + x.pool.Subnet.String()
-	}
-	return x.withFailures(fmt.Errorf("%w within %s (asked %s): is it running, does it serve %s with free addresses, has it a route back to the relay address, does a firewall drop UDP port 67?",
-		lease.ErrNoAnswer, time.Since(x.began).Round(time.Second), strings.Join(asked, ", "), subnet))
+	return silence
 }
 
 // withFailures adds what was wrong with the sending.
@@ -399,7 +422,7 @@ func (x *exchange) discover(ctx context.Context, m *message, accept func(lease.O
 				defer cancel()
 			}
 			refusedBy[r.server] = true
-			if len(refusedBy) == len(x.paths) && !x.paths[0].all() {
+			if len(refusedBy) == len(x.paths) && !x.broadcast() {
 				return reply{}, refused
 			}
 		}
@@ -531,14 +554,30 @@ func (c *Client) Rebind(ctx context.Context, pool lease.Pool, l lease.Lease) (le
 
 // extend sends one REQUEST of RENEWING or REBINDING: ciaddr and neither option
 // 50 nor 54 (RFC 2131 section 4.3.2). giaddr brings the answer to the host.
+// Where there is none, the answer goes to the container, and may pass the host
+// unseen: after silence the same is asked in the form of INIT-REBOOT. Never at
+// once in that form, see doc.go.
 func (x *exchange) extend(ctx context.Context, l lease.Lease) (lease.Lease, error) {
-	x.send(message{kind: dhcp4.Request, secs: seconds(l.Renew), ciaddr: l.Addr()}, x.paths...)
+	secs := seconds(l.Renew)
+	x.send(message{kind: dhcp4.Request, secs: secs, ciaddr: l.Addr()}, x.paths...)
+	if x.broadcast() {
+		wait := rebootWait
+		if end, ok := ctx.Deadline(); ok {
+			wait = min(wait, time.Until(end)/2)
+		}
+		got, err := x.answer(ctx, l, time.After(wait))
+		if err != errPause {
+			return got, err
+		}
+		x.send(message{kind: dhcp4.Request, secs: secs, requested: l.Addr()}, x.paths...)
+	}
 	return x.answer(ctx, l, nil)
 }
 
-// answer waits for the servers' word about a lease that exists. Its times
-// count from the exchange's beginning: which of several copies of a REQUEST is
-// acknowledged isn't known, so the first one counts (RFC 2131 section 4.4.1).
+// answer waits for the servers' word about a lease that exists, until a pause
+// after which they are asked again. Its times count from the exchange's
+// beginning: which of several copies of a REQUEST is acknowledged isn't known,
+// so the first one counts (RFC 2131 section 4.4.1).
 func (x *exchange) answer(ctx context.Context, l lease.Lease, pause <-chan time.Time) (lease.Lease, error) {
 	var foreign error
 	for {
@@ -548,7 +587,7 @@ func (x *exchange) answer(ctx context.Context, l lease.Lease, pause <-chan time.
 			return lease.Lease{}, cmp.Or(foreign, err)
 		case r.kind == dhcp4.NAK && (x.alone() || r.server.IsValid() && r.server == l.Server):
 			return lease.Lease{}, refusal(r)
-		case r.kind == dhcp4.NAK && foreign == nil:
+		case r.kind == dhcp4.NAK && pause == nil && !x.meant():
 			// A server that never had this lease may refuse it faster than
 			// the right one acknowledges.
 			foreign, pause = refusal(r), time.After(nakWait)

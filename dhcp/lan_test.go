@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -47,8 +48,8 @@ type lan struct {
 	// mu guards the rest.
 	mu     sync.Mutex
 	sent   []sent
-	conns  map[netip.Addr]*memConn
-	locked map[netip.Addr]bool
+	conns  map[place]*memConn
+	locked map[place]bool
 }
 
 // sent is a message of the client's, as the servers see it.
@@ -57,10 +58,13 @@ type sent struct {
 	at    time.Duration // since the lan's beginning
 	to    netip.AddrPort
 	relay netip.Addr // the socket's own address
+	place place      // of the socket
+	// station is who gets a frame on an interface's LAN, all where it is zero.
+	station lease.MAC
 }
 
 func newLAN(t testing.TB) *lan {
-	return &lan{t: t, began: time.Now(), conns: map[netip.Addr]*memConn{}, locked: map[netip.Addr]bool{}}
+	return &lan{t: t, began: time.Now(), conns: map[place]*memConn{}, locked: map[place]bool{}}
 }
 
 // client makes a client with one socket on this network. It is closed at the
@@ -71,7 +75,8 @@ func (l *lan) client(servers ...netip.AddrPort) *Client {
 		global.Servers = append(global.Servers, lease.Server{Host: s.Addr().String(), Port: s.Port()})
 	}
 	c := NewClient(global, slog.New(slog.DiscardHandler))
-	c.openRelay = l.open
+	c.host = "docker1"
+	c.openRelay, c.openBroadcast = l.open, l.open
 	c.source = func(netip.AddrPort) (netip.Addr, error) { return relay1, nil }
 	c.resolve = func(_ context.Context, host string) ([]netip.Addr, error) {
 		addr, err := netip.ParseAddr(host)
@@ -83,37 +88,50 @@ func (l *lan) client(servers ...netip.AddrPort) *Client {
 		}
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		for relay, locked := range l.locked {
+		for at, locked := range l.locked {
 			if locked {
-				l.t.Errorf("the lock on %s outlives the client", relay)
+				l.t.Errorf("the lock on %s outlives the client", at)
 			}
 		}
 	})
 	return c
 }
 
-func (l *lan) open(at place) (socket, error) {
-	relay := at.giaddr()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.locked[relay] {
-		return socket{}, errors.New("opened twice")
-	}
-	c := &memConn{lan: l, local: relay, in: make(chan datagram, 1<<15), closed: make(chan struct{})}
-	l.conns[relay], l.locked[relay] = c, true
-	return socket{PacketConn: c, unlock: func() { l.mu.Lock(); defer l.mu.Unlock(); l.locked[relay] = false }}, nil
+// broadcaster is a client that asks by broadcast on eth0.
+func (l *lan) broadcaster() *Client {
+	c := l.client()
+	c.global.Interface = lanPlace.iface
+	return c
 }
 
-func (l *lan) conn(relay netip.Addr) *memConn {
+var lanPlace = place{iface: "eth0", source: lease.SourceInterface}
+
+func (l *lan) open(at place) (socket, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.conns[relay]
+	if l.locked[at] {
+		return socket{}, errors.New("opened twice")
+	}
+	c := &memConn{lan: l, place: at, in: make(chan datagram, 1<<15), closed: make(chan struct{})}
+	l.conns[at], l.locked[at] = c, true
+	return socket{PacketConn: c, unlock: func() { l.mu.Lock(); defer l.mu.Unlock(); l.locked[at] = false }, stale: c.stale.Load}, nil
+}
+
+func (l *lan) conn(at place) *memConn {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.conns[at]
 }
 
 // reply brings a packet to the socket that a message came from.
 func (l *lan) reply(m sent, after time.Duration, from netip.AddrPort, data []byte) {
-	c := l.conn(m.relay)
-	time.AfterFunc(after, func() { c.receive(datagram{data: data, from: from}) })
+	l.replyBy(m, after, station{addr: from}, data)
+}
+
+// replyBy is reply by a station of the LAN.
+func (l *lan) replyBy(m sent, after time.Duration, by station, data []byte) {
+	c := l.conn(m.place)
+	time.AfterFunc(after, func() { c.receive(datagram{data: data, from: by.addr, mac: by.mac}) })
 }
 
 // log returns what was sent so far, of some kinds or all.
@@ -145,16 +163,18 @@ func (l *lan) kinds() []byte {
 type datagram struct {
 	data []byte
 	from netip.AddrPort
+	mac  lease.MAC // of the sender, on an interface's LAN
 	err  error
 }
 
-// memConn is a UDP socket on a lan.
+// memConn is a UDP socket on a lan, or one that broadcasts there.
 type memConn struct {
 	lan    *lan
-	local  netip.Addr
+	place  place
 	in     chan datagram
 	once   sync.Once
 	closed chan struct{}
+	stale  atomic.Bool
 }
 
 // receive puts a packet into the socket's buffer, or loses it when that is
@@ -169,7 +189,11 @@ func (c *memConn) receive(d datagram) {
 func (c *memConn) ReadFrom(b []byte) (int, net.Addr, error) {
 	select {
 	case d := <-c.in:
-		return copy(b, d.data), net.UDPAddrFromAddrPort(d.from), d.err
+		var from net.Addr = net.UDPAddrFromAddrPort(d.from)
+		if c.place.broadcast() {
+			from = station{d.mac, d.from}
+		}
+		return copy(b, d.data), from, d.err
 	case <-c.closed:
 		return 0, nil, net.ErrClosed
 	}
@@ -181,7 +205,13 @@ func (c *memConn) WriteTo(b []byte, to net.Addr) (int, error) {
 		return 0, net.ErrClosed
 	default:
 	}
-	dest := to.(*net.UDPAddr).AddrPort()
+	var mac lease.MAC
+	var dest netip.AddrPort
+	if c.place.broadcast() {
+		mac, dest = to.(station).mac, to.(station).addr
+	} else {
+		dest = to.(*net.UDPAddr).AddrPort()
+	}
 	l := c.lan
 	if l.write != nil {
 		if err := l.write(dest); err != nil {
@@ -193,7 +223,7 @@ func (c *memConn) WriteTo(b []byte, to net.Addr) (int, error) {
 		l.t.Errorf("sent %v: % x", err, b)
 		return len(b), nil
 	}
-	m := sent{packet: p, at: time.Since(l.began), to: dest, relay: c.local}
+	m := sent{packet: p, at: time.Since(l.began), to: dest, relay: c.place.giaddr(), place: c.place, station: mac}
 	l.mu.Lock()
 	l.sent = append(l.sent, m)
 	l.mu.Unlock()
@@ -209,7 +239,7 @@ func (c *memConn) Close() error {
 }
 
 func (c *memConn) LocalAddr() net.Addr {
-	return net.UDPAddrFromAddrPort(netip.AddrPortFrom(c.local, 67))
+	return net.UDPAddrFromAddrPort(c.place.relay)
 }
 
 func (c *memConn) SetDeadline(time.Time) error      { return errors.ErrUnsupported }
@@ -221,6 +251,7 @@ func (c *memConn) SetWriteDeadline(time.Time) error { return errors.ErrUnsupport
 type dhcpd struct {
 	id     netip.Addr     // server identifier
 	from   netip.AddrPort // source of its answers
+	mac    lease.MAC      // of its interface
 	delay  time.Duration  // of offers
 	prefix [2]byte        // first two bytes of its addresses
 
@@ -229,7 +260,20 @@ type dhcpd struct {
 }
 
 func newDHCPD(at netip.AddrPort) *dhcpd {
-	return &dhcpd{id: at.Addr(), from: at, prefix: [2]byte{10, 10}, table: map[netip.Addr]lease.MAC{}}
+	return &dhcpd{id: at.Addr(), from: at, mac: stationOf(at), prefix: [2]byte{10, 10}, table: map[netip.Addr]lease.MAC{}}
+}
+
+// stationOf is the MAC of a machine of the LAN.
+func stationOf(at netip.AddrPort) lease.MAC {
+	return lease.MAC(append([]byte{2, 1}, at.Addr().AsSlice()...))
+}
+
+// hears reports whether a message comes to the server.
+func (s *dhcpd) hears(m sent) bool {
+	if m.place.broadcast() {
+		return m.station == lease.MAC{} || m.station == s.mac
+	}
+	return m.to.Addr() == s.id || m.to == s.from
 }
 
 func (s *dhcpd) addrOf(mac lease.MAC) netip.Addr {
@@ -272,7 +316,7 @@ func (s *dhcpd) leased() int {
 func (l *lan) attach(servers ...*dhcpd) {
 	l.serve = func(m sent) {
 		for _, s := range servers {
-			if m.to.Addr() != s.id && m.to != s.from {
+			if !s.hears(m) {
 				continue
 			}
 			if b := s.answer(m.packet); b != nil {
@@ -280,7 +324,7 @@ func (l *lan) attach(servers ...*dhcpd) {
 				if m.kind() == discover {
 					after += s.delay
 				}
-				l.reply(m, after, s.from, b)
+				l.replyBy(m, after, station{s.mac, s.from}, b)
 			}
 		}
 	}

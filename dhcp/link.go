@@ -66,6 +66,8 @@ type socket struct {
 	net.PacketConn
 	// unlock ends the lock on the place, where it has one.
 	unlock func()
+	// holder is who has the port, where that is another program.
+	holder string
 	// stale says that the socket is no longer of use, and is to be opened
 	// anew. Nil: never.
 	stale func() bool
@@ -193,10 +195,8 @@ func (l *Link) forget(key exchangeKey) {
 // send sends a message on a path of this link.
 func (l *Link) send(b []byte, p path) error {
 	if l.broadcast() {
-		if _, err := l.WriteTo(b, station{mac: p.station, addr: p.to}); err != nil {
-			return fmt.Errorf("send on %s: %w", l.place, err)
-		}
-		return nil
+		_, err := l.WriteTo(b, station{mac: p.station, addr: p.to})
+		return err
 	}
 	_, err := l.WriteTo(b, net.UDPAddrFromAddrPort(p.to))
 	switch {

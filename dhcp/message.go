@@ -13,7 +13,11 @@ import (
 
 // Options that krolaw/dhcp4 doesn't name.
 const (
-	linkSelection = 5 // sub-option of 82 (RFC 3527)
+	optionFQDN = dhcp4.OptionCode(81) // RFC 4702
+
+	// Flags of option 81: the server is to update the A record, too, and the
+	// name is in DNS' own form (RFC 4702 section 2.1).
+	fqdnServerUpdates, fqdnEncoded = 0x01, 0x04
 
 	httypeEthernet = 1
 	// relayHops counts the relay agent in us (RFC 1542 section 4.1.1).
@@ -89,11 +93,33 @@ func (m message) marshal() []byte {
 	return p
 }
 
-// describe adds what tells the servers about the endpoint: its host name.
+// describe adds what tells the servers about the endpoint: its name, and the
+// classes by which they choose what to answer.
 func (m message) describe(p *dhcp4.Packet) {
-	if name := hostName(m.name); name != "" {
+	o, name := m.options, hostName(m.name)
+	if name != "" && (o.HostName == lease.On || o.HostName == "" && o.FQDN == "") {
 		p.AddOption(dhcp4.OptionHostName, []byte(name))
 	}
+	if o.VendorClass != "" && o.VendorClass != string(lease.Off) {
+		p.AddOption(dhcp4.OptionVendorClassIdentifier, []byte(o.VendorClass))
+	}
+	if o.UserClass != "" {
+		// One of the classes that there may be (RFC 3004 section 4).
+		p.AddOption(dhcp4.OptionUserClass, append([]byte{byte(len(o.UserClass))}, o.UserClass...))
+	}
+	if name != "" && o.FQDN != "" {
+		// The two zeros were result codes once (RFC 4702 section 2.2).
+		p.AddOption(optionFQDN, append([]byte{fqdnServerUpdates | fqdnEncoded, 0, 0}, dnsName(name+"."+o.FQDN)...))
+	}
+}
+
+// dnsName is a domain name as DNS writes it: labels, each after its length, and
+// an empty one (RFC 1035 section 3.1).
+func dnsName(name string) (wire []byte) {
+	for label := range strings.SplitSeq(strings.TrimSuffix(name, "."), ".") {
+		wire = append(append(wire, byte(len(label))), label...)
+	}
+	return append(wire, 0)
 }
 
 // hostName makes a valid host name of a container's name, which may hold dots

@@ -14,8 +14,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/krolaw/dhcp4"
-
 	"github.com/talkingdata/oam-docker-ipam/lease"
 )
 
@@ -30,6 +28,36 @@ type conversation struct {
 	nth  int    // which of the messages sent is kept
 	kind byte
 	run  func(t *testing.T, c *Client)
+	// Of a network with options of its own:
+	info    []byte // option 82
+	selects bool   // option 118
+}
+
+// Networks with options of their own, all in the subnet of away.
+var (
+	// told has the servers told all that there is to tell.
+	told = withOptions("told", lease.Options{
+		Agent:       []lease.AgentPart{lease.AgentHost, lease.AgentNetwork, lease.AgentContainer},
+		NetworkName: "vlan 20", VendorClass: "box", UserClass: "gold", HostName: lease.On, FQDN: "example.org.",
+	})
+	// by118 selects its subnet by option 118, byPort is asked from another port,
+	// unselected leaves the subnet to the servers.
+	by118      = withOptions("by118", lease.Options{LinkSelection: lease.Select118, VendorClass: "off"})
+	byPort     = withOptions("byPort", lease.Options{RelayPort: 1067, FQDN: "example.org"})
+	unselected = withOptions("unselected", lease.Options{LinkSelection: lease.SelectOff, Agent: []lease.AgentPart{lease.AgentNetwork}})
+
+	// What option 82 says to them, written from the RFCs 3046, 3993, 3527 and
+	// 8357.
+	toldParts      = []byte("\x01\x07vlan 20\x02\x07docker1\x06\x08my_web.1")
+	selectsAway    = []byte{5, 4, 10, 20, 0, 0}
+	toldInfo       = slices.Concat(toldParts, selectsAway)
+	probeInfo      = slices.Concat([]byte("\x01\x07vlan 20\x02\x07docker1"), selectsAway)
+	portInfo       = append(slices.Clone(selectsAway), 19, 0)
+	unselectedInfo = []byte("\x01\x0c10.20.0.0/24")
+)
+
+func withOptions(id string, o lease.Options) lease.Pool {
+	return lease.Pool{ID: id, Subnet: away.Subnet, Options: o}
 }
 
 // conversations produce every kind of message, through the client as it is
@@ -51,8 +79,14 @@ func conversations() []conversation {
 	later := func(pool lease.Pool, f func(*testing.T, *Client, lease.Pool, lease.Lease) error) func(*testing.T, *Client) {
 		return func(t *testing.T, c *Client) {
 			l := held(server1)
-			if pool.ID == away.ID {
+			if pool.Subnet == away.Subnet {
 				l.Prefix = netip.MustParsePrefix("10.20.0.100/24")
+			}
+			switch pool.ID {
+			case told.ID:
+				l.Name, l.Agent = "my_web.1", toldParts
+			case unselected.ID:
+				l.Agent = unselectedInfo
 			}
 			time.Sleep(31 * time.Minute)
 			if err := f(t, c, pool, l); err != nil {
@@ -78,27 +112,46 @@ func conversations() []conversation {
 	reject := func(t *testing.T, c *Client, p lease.Pool, l lease.Lease) error {
 		return c.Decline(within(t, usual), p, l)
 	}
-	probe := func(t *testing.T, c *Client) {
-		c.probeMAC = lease.MAC{0x02, 1, 2, 3, 4, 5}
-		if _, err := c.Probe(within(t, usual), home, lease.MAC{}); err != nil {
-			t.Fatal(err)
+	probe := func(pool lease.Pool) func(*testing.T, *Client) {
+		return func(t *testing.T, c *Client) {
+			c.probeMAC = lease.MAC{0x02, 1, 2, 3, 4, 5}
+			if _, err := c.Probe(within(t, usual), pool, lease.MAC{}); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 	return []conversation{
 		{name: "discover", nth: 0, kind: discover, run: acquire(home, "", "")},
-		{name: "discover-address-name-link", nth: 0, kind: discover, run: acquire(away, "my_web.1", "10.20.0.100")},
+		{name: "discover-address-name-link", nth: 0, kind: discover, run: acquire(away, "my_web.1", "10.20.0.100"), info: selectsAway},
 		{name: "request-selecting", nth: 1, kind: request, run: acquire(home, "", "")},
-		{name: "request-selecting-name-link", nth: 1, kind: request, run: acquire(away, "my_web.1", "10.20.0.100")},
+		{name: "request-selecting-name-link", nth: 1, kind: request, run: acquire(away, "my_web.1", "10.20.0.100"), info: selectsAway},
 		{name: "request-renewing", nth: 0, kind: request, run: later(home, renew)},
-		{name: "request-renewing-link", nth: 0, kind: request, run: later(away, renew)},
+		{name: "request-renewing-link", nth: 0, kind: request, run: later(away, renew), info: selectsAway},
 		{name: "request-rebinding", nth: 0, kind: request, run: later(home, rebind)},
 		{name: "request-reboot", nth: 0, kind: request, run: later(home, reboot)},
-		{name: "request-reboot-link", nth: 0, kind: request, run: later(away, reboot)},
+		{name: "request-reboot-link", nth: 0, kind: request, run: later(away, reboot), info: selectsAway},
 		{name: "release", nth: 0, kind: release, run: later(home, farewell)},
-		{name: "release-link", nth: 0, kind: release, run: later(away, farewell)},
+		{name: "release-link", nth: 0, kind: release, run: later(away, farewell), info: selectsAway},
 		{name: "decline", nth: 0, kind: decline, run: later(home, reject)},
-		{name: "decline-link", nth: 0, kind: decline, run: later(away, reject)},
-		{name: "probe", nth: 0, kind: discover, run: probe},
+		{name: "decline-link", nth: 0, kind: decline, run: later(away, reject), info: selectsAway},
+		{name: "probe", nth: 0, kind: discover, run: probe(home)},
+
+		{name: "discover-told-name", nth: 0, kind: discover, run: acquire(told, "my_web.1", ""), info: toldInfo},
+		{name: "request-selecting-told-name", nth: 1, kind: request, run: acquire(told, "my_web.1", ""), info: toldInfo},
+		{name: "request-renewing-told-name", nth: 0, kind: request, run: later(told, renew), info: toldInfo},
+		{name: "request-rebinding-told-name", nth: 0, kind: request, run: later(told, rebind), info: toldInfo},
+		{name: "request-reboot-told-name", nth: 0, kind: request, run: later(told, reboot), info: toldInfo},
+		{name: "release-told", nth: 0, kind: release, run: later(told, farewell), info: toldInfo},
+		{name: "decline-told", nth: 0, kind: decline, run: later(told, reject), info: toldInfo},
+		{name: "probe-told", nth: 0, kind: discover, run: probe(told), info: probeInfo},
+		{name: "discover-118", nth: 0, kind: discover, run: acquire(by118, "", ""), selects: true},
+		{name: "request-renewing-118", nth: 0, kind: request, run: later(by118, renew), selects: true},
+		{name: "release-118", nth: 0, kind: release, run: later(by118, farewell), selects: true},
+		{name: "discover-port", nth: 0, kind: discover, run: acquire(byPort, "my_web.1", ""), info: portInfo},
+		{name: "request-renewing-port", nth: 0, kind: request, run: later(byPort, renew), info: portInfo},
+		{name: "release-port", nth: 0, kind: release, run: later(byPort, farewell), info: portInfo},
+		{name: "discover-unselected", nth: 0, kind: discover, run: acquire(unselected, "", ""), info: unselectedInfo},
+		{name: "release-unselected", nth: 0, kind: release, run: later(unselected, farewell), info: unselectedInfo},
 	}
 }
 
@@ -110,7 +163,7 @@ func (c conversation) message(t *testing.T) (raw []byte, m sent) {
 		l.serve = func(m sent) {
 			// Grants whatever is asked for.
 			addr := ip("10.10.0.100")
-			if m.has(82) {
+			if m.has(82) || m.has(118) {
 				addr = ip("10.20.0.100")
 			}
 			if kind := map[byte]byte{discover: offer, request: ack}[m.kind()]; kind != 0 {
@@ -183,13 +236,32 @@ func annotate(t *testing.T, b []byte) string {
 	for _, o := range p.options {
 		name := map[byte]string{
 			12: "host name", 50: "requested address", 53: "message type", 54: "server identifier", 55: "parameter request list",
-			57: "maximum message size", 61: "client identifier", 82: "relay agent information: link selection",
+			57: "maximum message size", 60: "vendor class", 61: "client identifier", 77: "user class", 81: "client FQDN",
+			82: "relay agent information:", 118: "subnet selection",
 		}[o.code]
+		if o.code == 82 {
+			for _, part := range subOptions(t, o.value) {
+				name += map[byte]string{1: " circuit id", 2: " remote id", 5: " link selection", 6: " subscriber id", 19: " source port"}[part.code]
+			}
+		}
 		line(appendOptions(nil, o), "%d %s", o.code, name)
 	}
 	line([]byte{255}, "end")
 	line(nil, "padding: %d zeros, %d bytes in all", len(p.padding), p.size)
 	return s.String()
+}
+
+// subOptions reads the value of option 82 (RFC 3046 section 2.0).
+func subOptions(t *testing.T, b []byte) (parts []option) {
+	t.Helper()
+	for len(b) > 0 {
+		if len(b) < 2 || len(b) < 2+int(b[1]) {
+			t.Fatalf("cut sub-option: % x", b)
+		}
+		end := 2 + int(b[1])
+		parts, b = append(parts, option{b[0], b[2:end]}), b[end:]
+	}
+	return parts
 }
 
 // The rules that hold for every message.
@@ -235,20 +307,17 @@ func TestEveryMessage(t *testing.T) {
 					t.Error("option 82 is not the last one (RFC 3046 section 2.1)")
 				}
 			}
-			if seen[82] != strings.Contains(c.name, "link") {
-				t.Errorf("option 82 present: %t; it is for subnets without the relay address (RFC 3527)", seen[82])
+			if !bytes.Equal(m.get(82), c.info) {
+				t.Errorf("option 82 is % x, want % x", m.get(82), c.info)
 			}
-			if seen[82] && !bytes.Equal(m.get(82), []byte{5, 4, 10, 20, 0, 0}) {
-				t.Errorf("option 82 is % x, want link selection of 10.20.0.0 (RFC 3527 section 3)", m.get(82))
+			if want := []byte{10, 20, 0, 0}; seen[118] != c.selects || seen[118] && !bytes.Equal(m.get(118), want) {
+				t.Errorf("option 118 is % x, present: %t; want % x, present: %t (RFC 3011)", m.get(118), seen[118], want, c.selects)
 			}
 			if want := append([]byte{1}, m.chaddr[:6]...); !bytes.Equal(m.get(61), want) {
 				t.Errorf("option 61 is % x, want % x in every message (RFC 2131 section 4.2)", m.get(61), want)
 			}
 			if seen[51] {
 				t.Error("option 51: the lease time is the server's to choose")
-			}
-			if seen[81] {
-				t.Error("option 81: the name is sent as option 12, and DNS is the server's to update (RFC 4702 section 3)")
 			}
 			switch c.kind {
 			case discover, request:
@@ -257,7 +326,7 @@ func TestEveryMessage(t *testing.T) {
 					t.Errorf("option 57 is % x, want at least 576 (RFC 2132 section 9.10)", size)
 				}
 			case release, decline:
-				for _, code := range []byte{12, 51, 55, 57} {
+				for _, code := range []byte{12, 51, 55, 57, 60, 77, 81} {
 					if seen[code] {
 						t.Errorf("option %d in a RELEASE or DECLINE (RFC 2131 table 5)", code)
 					}
@@ -302,6 +371,22 @@ func TestMessageFields(t *testing.T) {
 		"release-link":                {ip("10.20.0.100"), netip.Addr{}, server1.Addr(), 0, "table 5: ciaddr, no 50"},
 		"decline":                     {none, ip("10.10.0.100"), server1.Addr(), 0, "table 5: ciaddr 0, 50"},
 		"decline-link":                {none, ip("10.20.0.100"), server1.Addr(), 0, "table 5: ciaddr 0, 50"},
+		"discover-told-name":          {none, netip.Addr{}, netip.Addr{}, 0, "table 5"},
+		"request-selecting-told-name": {none, ip("10.20.0.100"), server1.Addr(), 0, "section 4.3.2: both 50 and 54, ciaddr 0"},
+		"request-renewing-told-name":  {ip("10.20.0.100"), netip.Addr{}, netip.Addr{}, 60, "section 4.3.2: ciaddr, neither 50 nor 54"},
+		"request-rebinding-told-name": {ip("10.20.0.100"), netip.Addr{}, netip.Addr{}, 60, "section 4.3.2: ciaddr, neither 50 nor 54"},
+		"request-reboot-told-name":    {none, ip("10.20.0.100"), netip.Addr{}, 0, "section 4.3.2: 50, no 54, ciaddr 0"},
+		"release-told":                {ip("10.20.0.100"), netip.Addr{}, server1.Addr(), 0, "table 5: ciaddr, no 50"},
+		"decline-told":                {none, ip("10.20.0.100"), server1.Addr(), 0, "table 5: ciaddr 0, 50"},
+		"probe-told":                  {none, netip.Addr{}, netip.Addr{}, 0, "table 5"},
+		"discover-118":                {none, netip.Addr{}, netip.Addr{}, 0, "table 5"},
+		"request-renewing-118":        {ip("10.20.0.100"), netip.Addr{}, netip.Addr{}, 60, "section 4.3.2: ciaddr, neither 50 nor 54"},
+		"release-118":                 {ip("10.20.0.100"), netip.Addr{}, server1.Addr(), 0, "table 5: ciaddr, no 50"},
+		"discover-port":               {none, netip.Addr{}, netip.Addr{}, 0, "table 5"},
+		"request-renewing-port":       {ip("10.20.0.100"), netip.Addr{}, netip.Addr{}, 60, "section 4.3.2: ciaddr, neither 50 nor 54"},
+		"release-port":                {ip("10.20.0.100"), netip.Addr{}, server1.Addr(), 0, "table 5: ciaddr, no 50"},
+		"discover-unselected":         {none, netip.Addr{}, netip.Addr{}, 0, "table 5"},
+		"release-unselected":          {ip("10.20.0.100"), netip.Addr{}, server1.Addr(), 0, "table 5: ciaddr, no 50"},
 	}
 	for _, c := range conversations() {
 		t.Run(c.name, func(t *testing.T) {
@@ -405,23 +490,5 @@ func TestLinkSelectionThroughALease(t *testing.T) {
 				}
 			})
 		})
-	}
-}
-
-// Client identifiers made of names are long; one option holds 255 bytes.
-func TestLongClientID(t *testing.T) {
-	for _, size := range []int{2, 254, 255} {
-		m := message{
-			kind: dhcp4.Request, requested: leasedAddr, server: server1.Addr(), place: place1,
-			party: party{pool: away, clientID: bytes.Repeat([]byte{'x'}, size), name: strings.Repeat("h", 63)},
-		}
-		b := m.marshal()
-		p := mustRead(t, b)
-		if !bytes.Equal(p.get(61), m.clientID) || string(p.get(12)) != m.name || !p.has(55) || !p.has(82) {
-			t.Errorf("%d bytes: options %v", size, p.options)
-		}
-		if len(b) > maxMessage-28 {
-			t.Errorf("%d bytes: a message of %d", size, len(b))
-		}
 	}
 }

@@ -257,8 +257,8 @@ func TestOpen(t *testing.T) {
 				}
 				if !c.refused {
 					var opened []netip.Addr
-					for relay := range l.conns {
-						opened = append(opened, relay)
+					for at := range l.conns {
+						opened = append(opened, at.giaddr())
 					}
 					slices.SortFunc(opened, netip.Addr.Compare)
 					if !slices.Equal(opened, c.opened) {

@@ -16,6 +16,7 @@ import (
 
 // real is a client on a lab's host, with a real server of one kind.
 type real struct {
+	host   *lab.Node
 	client *Client
 	server *lab.DHCPServer
 	pool   lease.Pool
@@ -24,6 +25,10 @@ type real struct {
 // eachServer runs a test with each kind of DHCP server that there is, in
 // network namespaces.
 func eachServer(t *testing.T, f func(t *testing.T, r real)) {
+	eachServerOf(t, lab.DHCPConfig{Subnets: []lab.Subnet{lab.SubnetA(), lab.SubnetB()}}, f)
+}
+
+func eachServerOf(t *testing.T, config lab.DHCPConfig, f func(t *testing.T, r real)) {
 	for _, kind := range lab.DHCPKinds {
 		t.Run(kind.Name, func(t *testing.T) {
 			l := lab.ForTest(t, lab.DHCPServers)
@@ -31,7 +36,7 @@ func eachServer(t *testing.T, f func(t *testing.T, r real)) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			server, err := topology.Server.StartDHCP(kind, lab.DHCPConfig{Subnets: []lab.Subnet{lab.SubnetA(), lab.SubnetB()}})
+			server, err := topology.Server.StartDHCP(kind, config)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -45,7 +50,7 @@ func eachServer(t *testing.T, f func(t *testing.T, r real)) {
 					t.Error(err)
 				}
 			})
-			f(t, real{c, server, home})
+			f(t, real{topology.Host, c, server, home})
 		})
 	}
 }

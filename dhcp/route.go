@@ -21,17 +21,14 @@ type path struct {
 	link *Link
 	// to is the server; on a broadcast link the one that is meant, if any.
 	to netip.AddrPort
-	// station is, on a broadcast link, who gets the frames; all where it is
+	// station is who gets the frames on a broadcast link, all where it is
 	// zero.
 	station lease.MAC
 }
 
-// all reports whether whoever is a server there hears what is sent.
-func (p path) all() bool { return p.link.broadcast() && p.station == lease.MAC{} }
-
 // ErrSecondCopy: another daemon of ours already serves a relay address. It
 // would take half of the answers.
-var ErrSecondCopy = errors.New("another oam-docker-ipam already serves relay address")
+var ErrSecondCopy = errors.New("another oam-docker-ipam already serves")
 
 // resolveTime is how long a server's name may take when another server is
 // known already: a dead resolver must not take the time of a good server.
@@ -173,6 +170,9 @@ func (c *Client) link(at place) (*Link, error) {
 		return nil, err
 	}
 	c.log.Info("link opened", "at", at)
+	if s.holder != "" {
+		c.log.Warn("UDP port is taken by another program: answers are read beside it, by a raw socket", "at", at, "port", at.relay.Port(), "taken by", s.holder)
+	}
 	l := startLink(at, s, &c.drops, c.log)
 	c.links[at] = l
 	return l, nil
@@ -228,35 +228,71 @@ func hardwareOf(relay netip.Addr) (lease.MAC, error) {
 // within half a second, on one processor.
 const replyBuffer = 4 << 20
 
-// openRelay binds a relay address, never the wildcard, and locks it against a
-// second copy of this daemon. SO_REUSEADDR lets us live beside a dnsmasq, dhcpd
-// or dhcrelay on other addresses of the host in either start order; it would
-// also let two of us bind, hence the lock.
-func openRelay(at place) (socket, error) {
+// enlargeBuffer gives a socket its replyBuffer, as far as it may have it.
+func enlargeBuffer(fd uintptr) {
+	if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, replyBuffer) != nil {
+		// Without CAP_NET_ADMIN it is what net.core.rmem_max allows.
+		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, replyBuffer)
+	}
+}
+
+// relaySockets opens the sockets of relay addresses. SO_REUSEADDR lets us live
+// beside a dnsmasq, dhcpd or dhcrelay on other addresses of the host in either
+// start order.
+var relaySockets = net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
+	var set error
+	err := raw.Control(func(fd uintptr) {
+		set = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+		enlargeBuffer(fd)
+	})
+	return errors.Join(err, set)
+}}
+
+// openRelay binds a relay address and port, never the wildcard, and locks it
+// against a second copy of this daemon, which SO_REUSEADDR would also let in.
+// Where somebody else has the port, as a dnsmasq that binds the wildcard, a raw
+// socket is opened beside it.
+func openRelay(at place) (s socket, err error) {
 	lock, err := net.Listen("unix", "@oam-docker-ipam/"+at.relay.String())
 	if err != nil {
 		if errors.Is(err, unix.EADDRINUSE) {
-			return socket{}, fmt.Errorf("%w %s: stop it, or give this one another LISTEN_ADDR", ErrSecondCopy, at.relay.Addr())
+			return socket{}, fmt.Errorf("%w %s: stop it, or give this one another LISTEN_ADDR", ErrSecondCopy, at)
 		}
 		return socket{}, fmt.Errorf("lock %s: %w", at, err)
 	}
-	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
-		var set error
-		err := raw.Control(func(fd uintptr) {
-			set = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
-			if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, replyBuffer) != nil {
-				// Without CAP_NET_ADMIN it is what net.core.rmem_max allows.
-				_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, replyBuffer)
-			}
-		})
-		return errors.Join(err, set)
-	}}
-	conn, err := config.ListenPacket(context.Background(), "udp4", at.relay.String())
+	s.unlock = func() { lock.Close() }
+	s.PacketConn, err = relaySockets.ListenPacket(context.Background(), "udp4", at.relay.String())
+	switch {
+	case errors.Is(err, unix.EADDRINUSE):
+		s.holder = portHolder(at.relay.Addr(), at.relay.Port())
+		if s.PacketConn, err = listenRaw(at.relay); err != nil {
+			err = explainTaken(at.relay, s.holder, err)
+		}
+	case err != nil:
+		err = explainBind(at.relay, err)
+	}
 	if err != nil {
 		lock.Close()
+		return socket{}, err
+	}
+	return s, nil
+}
+
+// openBeside opens a relay address and port whoever has it, this daemon
+// included.
+func openBeside(at place) (socket, error) {
+	conn, err := listenRaw(at.relay)
+	if err != nil {
 		return socket{}, explainBind(at.relay, err)
 	}
-	return socket{PacketConn: conn, unlock: func() { lock.Close() }}, nil
+	return socket{PacketConn: conn}, nil
+}
+
+// explainTaken says what to do about a port that holder has, where no raw socket
+// can be opened beside it.
+func explainTaken(at netip.AddrPort, holder string, err error) error {
+	return fmt.Errorf("UDP port %d of relay address %s is taken by %s: stop it, let it bind other addresses only (dnsmasq: bind-interfaces), or give this daemon another LISTEN_ADDR; with CAP_NET_RAW it would work beside it: open a raw socket: %w",
+		at.Port(), at.Addr(), holder, err)
 }
 
 // explainBind says what to do about a relay address that can't be bound.
@@ -265,12 +301,12 @@ func explainBind(at netip.AddrPort, err error) error {
 	switch {
 	case errors.Is(err, unix.EADDRNOTAVAIL):
 		return fmt.Errorf("relay address %s is not an address of this host (it has %s): correct LISTEN_ADDR or listen_addr, or bring the address up", relay, strings.Join(hostAddrs(), ", "))
-	case errors.Is(err, unix.EADDRINUSE):
-		return fmt.Errorf("UDP port %d of relay address %s is taken by %s: stop it, let it bind other addresses only (dnsmasq: bind-interfaces), or give this daemon another LISTEN_ADDR", at.Port(), relay, portHolder(relay, at.Port()))
 	case errors.Is(err, unix.EACCES):
-		return fmt.Errorf("UDP port %d of relay address %s may not be bound: run the daemon as root or with CAP_NET_BIND_SERVICE", at.Port(), relay)
+		return fmt.Errorf("UDP port %d of relay address %s may not be bound: run as root or with CAP_NET_BIND_SERVICE", at.Port(), relay)
+	case errors.Is(err, unix.EPERM):
+		return fmt.Errorf("a raw socket on relay address %s may not be opened: run as root or with CAP_NET_RAW", relay)
 	}
-	return fmt.Errorf("bind relay address %s: %w", relay, err)
+	return fmt.Errorf("bind relay address %s: %w", at, err)
 }
 
 // hostAddrs lists the host's IPv4 addresses for an error message.

@@ -1,6 +1,7 @@
 package dhcp
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,9 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"runtime"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -67,15 +71,33 @@ func inNetns(t *testing.T) bool {
 // the host would.
 func listen(t *testing.T, network, addr string, reuse int) net.PacketConn {
 	t.Helper()
+	return listenAt(t, network, addr, lease.ServerPort, reuse)
+}
+
+func listenAt(t *testing.T, network, addr string, port, reuse int) net.PacketConn {
+	t.Helper()
 	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) (err error) {
 		return errors.Join(raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, reuse) }), err)
 	}}
-	conn, err := config.ListenPacket(t.Context(), network, net.JoinHostPort(addr, "67"))
+	conn, err := config.ListenPacket(t.Context(), network, net.JoinHostPort(addr, strconv.Itoa(port)))
 	if err != nil {
 		t.Fatalf("another program can't bind %s: %v", addr, err)
 	}
 	t.Cleanup(func() { conn.Close() })
 	return conn
+}
+
+// read waits a while for the next packet.
+func read(t *testing.T, conn net.PacketConn, b []byte) (int, net.Addr) {
+	t.Helper()
+	if err := conn.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	n, from, err := conn.ReadFrom(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n, from
 }
 
 // openOurs is openRelay of our address; it is closed by the returned function.
@@ -136,22 +158,152 @@ func TestRelayAddressMissing(t *testing.T) {
 	s.unlock()
 }
 
+// holders are programs that keep our socket from its port, and the network and
+// address that they have bound.
+var holders = []struct{ network, addr string }{
+	{"udp4", "192.0.2.2"}, {"udp4", "0.0.0.0"}, {"udp", "::"},
+}
+
+// Where another program has the port, we read and write beside it.
 func TestPortTaken(t *testing.T) {
 	if !inNetns(t) {
 		return
 	}
-	for _, c := range []struct{ network, addr string }{
-		{"udp4", "192.0.2.2"}, {"udp4", "0.0.0.0"}, {"udp", "::"},
-	} {
-		t.Run(c.addr, func(t *testing.T) {
+	if out, err := exec.Command("ip", "link", "set", "lo", "mtu", "1500").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	answer := goodOffer()
+	atServer := netip.AddrPortFrom(serverAddr, 1068)
+	server := listenAt(t, "udp4", "192.0.2.1", 1068, 0)
+	for _, port := range []uint16{67, 1067} {
+		at := place{relay: netip.AddrPortFrom(ourAddr, port)}
+		for _, c := range holders {
+			t.Run(fmt.Sprintf("%s, port %d", c.addr, port), func(t *testing.T) {
+				taken := listenAt(t, c.network, c.addr, int(port), 0)
+				s, err := openRelay(at)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if want := fmt.Sprintf("(pid %d)", os.Getpid()); !strings.Contains(s.holder, want) {
+					t.Errorf("the port is held by %q, want %s", s.holder, want)
+				}
+				if _, err := openRelay(at); !errors.Is(err, ErrSecondCopy) {
+					t.Errorf("second copy: %v", err)
+				}
+
+				// A server sees the message as it would from the port, with a checksum;
+				// its kernel drops wrong ones.
+				wire, err := net.ListenPacket("ip4:udp", serverAddr.String())
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer wire.Close()
+				if n, err := s.WriteTo([]byte("odd"), net.UDPAddrFromAddrPort(atServer)); n != 3 || err != nil {
+					t.Fatalf("%d bytes written, %v", n, err)
+				}
+				b := make([]byte, 1<<16)
+				n, from := read(t, server, b)
+				if string(b[:n]) != "odd" || from.String() != at.relay.String() {
+					t.Errorf("the server has %q from %s", b[:n], from)
+				}
+				if n, _ = read(t, wire, b); n != 8+3 || b[6] == 0 && b[7] == 0 {
+					t.Errorf("on the wire: % x, want a UDP header with a checksum and 3 bytes", b[:n])
+				}
+
+				// Of what comes to the address, the replies to the port are ours, from
+				// whatever port.
+				for _, other := range []struct {
+					data []byte
+					addr netip.Addr
+					port uint16
+				}{
+					{with(answer, 0, 1), ourAddr, port}, {answer, otherAddr, port}, {answer, ourAddr, port + 1}, {nil, ourAddr, port}, {answer, ourAddr, port},
+				} {
+					to := net.UDPAddrFromAddrPort(netip.AddrPortFrom(other.addr, other.port))
+					if _, err := server.WriteTo(other.data, to); err != nil {
+						t.Fatal(err)
+					}
+				}
+				n, from = read(t, s, b)
+				if !bytes.Equal(b[:n], answer) || from.String() != atServer.String() {
+					t.Errorf("read %d bytes from %s", n, from)
+				}
+				// A reply of several fragments comes as one.
+				long := append(slices.Clone(answer), make([]byte, 9000)...)
+				if _, err := server.WriteTo(long, net.UDPAddrFromAddrPort(at.relay)); err != nil {
+					t.Fatal(err)
+				}
+				if n, _ = read(t, s, b); !bytes.Equal(b[:n], long) {
+					t.Errorf("read %d bytes of %d", n, len(long))
+				}
+				// The other program has them, too.
+				if n, _ = read(t, taken, b); n != len(answer) {
+					t.Errorf("the other program has read %d bytes", n)
+				}
+
+				taken.Close()
+				s.Close()
+				s.unlock()
+				if s, err = openRelay(at); err != nil || s.holder != "" {
+					t.Fatalf("once the port is free: held by %q, %v", s.holder, err)
+				}
+				if got := s.LocalAddr().String(); got != at.relay.String() {
+					t.Errorf("bound %s", got)
+				}
+				s.Close()
+				s.unlock()
+			})
+		}
+	}
+}
+
+// withoutNetRaw runs a function on a thread that may open no raw sockets.
+func withoutNetRaw(t *testing.T, f func()) {
+	t.Helper()
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var caps [2]unix.CapUserData
+		var err error
+		defer func() { done <- err }() // also when f ends the goroutine
+		err = unix.Capget(&header, &caps[0])
+		caps[0].Effective &^= 1 << unix.CAP_NET_RAW
+		if err == nil {
+			err = unix.Capset(&header, &caps[0])
+		}
+		if err == nil {
+			f()
+		}
+	}()
+	if err := <-done; err != nil {
+		t.Fatalf("drop CAP_NET_RAW: %v", err)
+	}
+}
+
+// Without CAP_NET_RAW a taken port is an error that names its holder. A free
+// one needs nothing.
+func TestPortTakenWithoutNetRaw(t *testing.T) {
+	if !inNetns(t) {
+		return
+	}
+	withoutNetRaw(t, func() {
+		for _, c := range holders {
 			taken := listen(t, c.network, c.addr, 0)
-			_, err := openRelay(at67(ourAddr))
-			checkError(t, err, "port 67 of relay address 192.0.2.2 is taken by", fmt.Sprintf("(pid %d)", os.Getpid()), "bind-interfaces", "LISTEN_ADDR")
+			for range 2 {
+				_, err := openRelay(at67(ourAddr))
+				if errors.Is(err, ErrSecondCopy) {
+					t.Error("the failed attempt kept its lock")
+				}
+				checkError(t, err, "UDP port 67 of relay address 192.0.2.2 is taken by", fmt.Sprintf("(pid %d)", os.Getpid()), "bind-interfaces", "LISTEN_ADDR", "CAP_NET_RAW")
+			}
 			taken.Close()
 			_, closeOurs := openOurs(t)
 			closeOurs()
-		})
-	}
+		}
+		_, err := openBeside(at67(ourAddr))
+		checkError(t, err, "raw socket on relay address 192.0.2.2", "CAP_NET_RAW")
+	})
 }
 
 // We live beside servers and relays on the same host, whoever starts first,
@@ -182,12 +334,9 @@ func TestBesideOthers(t *testing.T) {
 				if _, err := sender.Write([]byte("ours")); err != nil {
 					t.Fatal(err)
 				}
-				if err := conn.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
-					t.Fatal(err)
-				}
 				b := make([]byte, 10)
-				if n, _, err := conn.ReadFrom(b); err != nil || string(b[:n]) != "ours" {
-					t.Errorf("received %q, %v", b[:n], err)
+				if n, _ := read(t, conn, b); string(b[:n]) != "ours" {
+					t.Errorf("received %q", b[:n])
 				}
 			})
 		}
@@ -228,13 +377,9 @@ func TestHardwareOf(t *testing.T) {
 	checkError(t, err, "198.51.100.3 is not an address of this host", "198.51.100.2")
 }
 
-// The whole way over real sockets, the server on another address of this
-// namespace. With LISTEN_ADDR 0.0.0.0 that would be the server's own address,
-// which is refused.
-func TestRealSockets(t *testing.T) {
-	if !inNetns(t) {
-		return
-	}
+// serveReal runs a server on a real socket of this namespace.
+func serveReal(t *testing.T) *dhcpd {
+	t.Helper()
 	server := newDHCPD(netip.AddrPortFrom(serverAddr, 67))
 	server.prefix = [2]byte{192, 0}
 	conn := listen(t, "udp4", "192.0.2.1", 1)
@@ -256,6 +401,17 @@ func TestRealSockets(t *testing.T) {
 			}
 		}
 	}()
+	return server
+}
+
+// The whole way over real sockets, the server on another address of this
+// namespace. With LISTEN_ADDR 0.0.0.0 that would be the server's own address,
+// which is refused.
+func TestRealSockets(t *testing.T) {
+	if !inNetns(t) {
+		return
+	}
+	server := serveReal(t)
 	global := lease.Options{Servers: []lease.Server{{Host: "192.0.2.1", Port: 67}}, Relay: netip.IPv4Unspecified()}
 	c := NewClient(global, slog.New(slog.DiscardHandler))
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
@@ -281,6 +437,49 @@ func TestRealSockets(t *testing.T) {
 	if _, err := openRelay(at67(ourAddr)); err != nil {
 		t.Errorf("after Close: %v", err)
 	}
+}
+
+// An observer probes beside a daemon and where nobody has the port. It leaves
+// lock and port to others.
+func TestObserver(t *testing.T) {
+	if !inNetns(t) {
+		return
+	}
+	serveReal(t)
+	global := lease.Options{Servers: []lease.Server{{Host: "192.0.2.1", Port: 67}}, Relay: ourAddr}
+	pool := lease.Pool{Subnet: netip.MustParsePrefix("192.0.2.0/24")}
+	observe := func(t *testing.T) {
+		t.Helper()
+		c := NewObserver(global, slog.New(slog.DiscardHandler))
+		for range 2 {
+			offers, err := c.Probe(within(t, 10*time.Second), pool, mac2)
+			if err != nil || len(offers) != 1 || offers[0].Server != serverAddr {
+				t.Errorf("offers %+v, %v", offers, err)
+			}
+		}
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	observe(t)
+	daemon := NewClient(global, slog.New(slog.DiscardHandler))
+	got, err := daemon.Acquire(within(t, 10*time.Second), want(pool, mac1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	observe(t)
+	if _, err := daemon.Renew(within(t, 10*time.Second), pool, got); err != nil {
+		t.Error("the daemon beside it:", err)
+	}
+	if err := daemon.Close(); err != nil {
+		t.Error(err)
+	}
+	observe(t)
+
+	global.Relay = ip("192.0.2.9")
+	c := NewObserver(global, slog.New(slog.DiscardHandler))
+	_, err = c.Probe(within(t, 10*time.Second), pool, mac2)
+	checkError(t, err, "192.0.2.9 is not an address of this host", "192.0.2.2")
 }
 
 func TestResolveHost(t *testing.T) {

@@ -212,7 +212,7 @@ func TestFloodDuringExchange(t *testing.T) {
 		server := newDHCPD(server1)
 		rng := rand.New(rand.NewPCG(1, 2))
 		flood := func(m sent, right []byte) {
-			c := l.conn(m.relay)
+			c := l.conn(m.place)
 			for range 5000 {
 				junk := slices.Clone(right)
 				if rng.IntN(2) == 0 {
@@ -255,7 +255,7 @@ func TestFloodDuringExchange(t *testing.T) {
 func TestSocketCloses(t *testing.T) {
 	bubble(t, func(t *testing.T, l *lan) {
 		c := l.client(server1)
-		time.AfterFunc(100*time.Millisecond, func() { l.conn(relay1).Close() })
+		time.AfterFunc(100*time.Millisecond, func() { l.conn(place1).Close() })
 		_, err := c.Acquire(within(t, usual), want(home, mac1))
 		checkError(t, err, net.ErrClosed.Error())
 		if took := time.Since(l.began); took > usual {
@@ -269,7 +269,7 @@ func TestReadErrorsDuringExchange(t *testing.T) {
 		server := newDHCPD(server1)
 		l.serve = func(m sent) {
 			for range 3 {
-				l.conn(m.relay).receive(datagram{err: errors.New("interface down")})
+				l.conn(m.place).receive(datagram{err: errors.New("interface down")})
 			}
 			l.reply(m, time.Millisecond, server1, server.answer(m.packet))
 		}

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/client"
 
 	"github.com/talkingdata/oam-docker-ipam/lease"
@@ -23,7 +24,8 @@ import (
 
 // Engine is the Docker engine of this host.
 type Engine struct {
-	host string // unix:///PATH
+	host    string // unix:///PATH
+	drivers []lease.Driver
 }
 
 var _ lease.Engine = (*Engine)(nil)
@@ -31,15 +33,16 @@ var _ lease.Engine = (*Engine)(nil)
 // wayOut is what the user can do about an address that is of no use.
 const wayOut = "name the engine's socket with --docker (DOCKER in the configuration), such as unix:///var/run/docker.sock"
 
-// New returns the engine behind a unix socket, "unix://" and an absolute path.
-// It isn't asked anything yet: it may well start after us. Other addresses are
-// refused, since an IPAM driver serves the engine of its own host.
-func New(host string) (*Engine, error) {
+// New returns the engine behind a unix socket, "unix://" and an absolute path,
+// to which we are these IPAM drivers. It isn't asked anything yet: it may well
+// start after us. Other addresses are refused, since an IPAM driver serves the
+// engine of its own host.
+func New(host string, drivers ...lease.Driver) (*Engine, error) {
 	path, ok := strings.CutPrefix(host, "unix://")
 	if !ok || !filepath.IsAbs(path) {
 		return nil, fmt.Errorf("engine address %q: not the absolute path of a unix socket after unix://: %s", host, wayOut)
 	}
-	e := &Engine{host: host}
+	e := &Engine{host: host, drivers: drivers}
 	c, err := e.client()
 	if err != nil {
 		return nil, err
@@ -106,7 +109,7 @@ func (e *Engine) act(ctx context.Context, what string, l lease.Lease, do func(c 
 		return err
 	}
 	defer c.Close()
-	id, err := find(ctx, c, l)
+	id, err := e.find(ctx, c, l)
 	if err == nil {
 		err = do(c, id)
 	}
@@ -120,7 +123,7 @@ func (e *Engine) act(ctx context.Context, what string, l lease.Lease, do func(c 
 // MAC. Where the lease knows its container, it must be that one, and still have
 // both: it may have been started anew since, with a good lease. Never by its
 // name, which may meanwhile be another's.
-func find(ctx context.Context, c *client.Client, l lease.Lease) (string, error) {
+func (e *Engine) find(ctx context.Context, c *client.Client, l lease.Lease) (string, error) {
 	running, err := c.ContainerList(ctx, client.ContainerListOptions{})
 	if err != nil {
 		return "", fmt.Errorf("list running containers: %w", err)
@@ -131,18 +134,37 @@ func find(ctx context.Context, c *client.Client, l lease.Lease) (string, error) 
 			continue
 		}
 		for _, endpoint := range container.NetworkSettings.Networks {
-			if endpoint != nil && endpoint.IPAddress == l.Addr() && slices.Equal(endpoint.MacAddress, l.MAC[:]) {
+			if endpoint == nil || endpoint.IPAddress != l.Addr() {
+				continue
+			}
+			if has, err := e.has(ctx, c, endpoint, l); err != nil {
+				return "", err
+			} else if has {
 				ids = append(ids, container.ID)
 			}
 		}
+	}
+	what := fmt.Sprintf("address %s and MAC %s", l.Addr(), l.MAC)
+	if l.MAC == (lease.MAC{}) {
+		what = fmt.Sprintf("address %s in the network of its lease", l.Addr())
 	}
 	switch {
 	case len(ids) == 1:
 		return ids[0], nil
 	case len(ids) > 1:
-		return "", fmt.Errorf("%d running containers have address %s and MAC %s", len(ids), l.Addr(), l.MAC)
+		return "", fmt.Errorf("%d running containers have %s", len(ids), what)
 	case l.Container != "":
-		return "", fmt.Errorf("container %s doesn't run, or no longer has address %s and MAC %s", l.Container, l.Addr(), l.MAC)
+		return "", fmt.Errorf("container %s doesn't run, or no longer has %s", l.Container, what)
 	}
-	return "", fmt.Errorf("no running container has address %s and MAC %s", l.Addr(), l.MAC)
+	return "", fmt.Errorf("no running container has %s", what)
+}
+
+// has reports whether a lease is of an endpoint that has its address: by the
+// MAC, or without one by the network.
+func (e *Engine) has(ctx context.Context, c *client.Client, endpoint *network.EndpointSettings, l lease.Lease) (bool, error) {
+	if l.MAC != (lease.MAC{}) {
+		return slices.Equal(endpoint.MacAddress, l.MAC[:]), nil
+	}
+	networks, err := e.inspect(ctx, c, endpoint.NetworkID)
+	return slices.ContainsFunc(networks, func(n lease.Network) bool { return n.MayHave(l) }), err
 }

@@ -64,6 +64,51 @@ func TestStopAndRestart(t *testing.T) {
 	}
 }
 
+// A lease without a MAC is of the endpoint that has its address in its network.
+func TestStopWithoutMAC(t *testing.T) {
+	const pool = "10.10.0.0/24?id=X&probe=off&range=10.10.0.128/25&shared_mac=yes"
+	of := func(pool, id string) lease.Lease { return lease.Lease{Pool: pool, Container: id, Prefix: atWeb.Prefix} }
+	for _, test := range []struct {
+		name  string
+		lease lease.Lease
+		edit  func(*fake)
+		says  string // "" where web is stopped
+	}{
+		{"by address", of(pool, ""), nil, ""},
+		{"by ID", of(pool, web), nil, ""},
+		{"ID of another container", of(pool, db), nil, "container " + db},
+		{"address of nobody", lease.Lease{Pool: pool, Prefix: netip.MustParsePrefix("10.10.0.130/24")}, nil, "no running container has address 10.10.0.130"},
+		{"lease of another network", of(strings.Replace(pool, "probe=off", "probe=on", 1), ""), nil, "no running container has address 10.10.0.128"},
+		{"network of another driver", of(pool, ""), func(f *fake) {
+			f.edit("/networks/"+lan, `"talkingdata-ipvlan"`, `"default"`)
+		}, "no running container has address 10.10.0.128"},
+		{"network whose endpoints have MACs", of(pool, ""), func(f *fake) {
+			f.edit("/networks/"+lan, `"talkingdata-ipvlan"`, `"talkingdata"`)
+			f.edit("/networks/"+lan, `"MacAddress":""`, `"MacAddress":"02:42:0a:0a:00:07"`)
+		}, "no running container has address 10.10.0.128"},
+		{"network that isn't told", of(pool, ""), func(f *fake) { f.status["/networks/"+lan] = http.StatusInternalServerError }, "inspect"},
+		{"network that was removed", of(pool, ""), func(f *fake) { delete(f.bodies, "/networks/"+lan) }, "no running container"},
+		{"two containers", of(pool, ""), func(f *fake) { f.edit("/containers/json", `"10.10.0.129"`, `"10.10.0.128"`) }, "2 running containers have address 10.10.0.128"},
+	} {
+		f := newFake(t)
+		f.ipvlan()
+		if test.edit != nil {
+			test.edit(f)
+		}
+		err := f.engine(talkingdata...).Stop(t.Context(), test.lease)
+		if test.says != "" {
+			mentions(t, err, test.says)
+			if len(f.posts) != 0 {
+				t.Errorf("%s: posted %s", test.name, f.posts)
+			}
+			continue
+		}
+		if want := []string{"/containers/" + web + "/stop"}; err != nil || !slices.Equal(f.posts, want) {
+			t.Errorf("%s: posted %s, %v", test.name, f.posts, err)
+		}
+	}
+}
+
 func TestStopAmbiguous(t *testing.T) {
 	f := newFake(t)
 	f.edit("/containers/json", `"10.10.0.129"`, `"10.10.0.128"`)
@@ -104,7 +149,7 @@ func TestNew(t *testing.T) {
 
 // calls are all ways to the engine.
 func calls(ctx context.Context, e *Engine) []error {
-	_, err := e.Networks(ctx, "default")
+	_, err := e.Networks(ctx)
 	return []error{err, e.Stop(ctx, leaseOf(atWeb, web)), e.Restart(ctx, leaseOf(atWeb, ""))}
 }
 

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/talkingdata/oam-docker-ipam/lease"
 )
 
 // fake answers as an engine 20.10.24 did, whose answers are in testdata. It had
@@ -92,6 +94,20 @@ func (f *fake) edit(path, from, to string) {
 	f.bodies[path] = strings.ReplaceAll(f.bodies[path], from, to)
 }
 
+// ipvlan makes "lan" a network of ipvlan's, whose endpoints have no MAC in the
+// engine's answers (read in moby's source: here is no kernel that has ipvlan).
+func (f *fake) ipvlan() {
+	f.Helper()
+	for _, path := range []string{"/networks", "/networks/" + lan} {
+		f.edit(path, `"Driver":"macvlan","EnableIPv6":false,"IPAM":{"Driver":"default","Options":{"x":"y"}`,
+			`"Driver":"ipvlan","EnableIPv6":false,"IPAM":{"Driver":"talkingdata-ipvlan","Options":{"probe":"off"}`)
+	}
+	for _, mac := range []string{"02:42:0a:0a:00:07", "02:42:0a:0a:00:81"} {
+		f.edit("/networks/"+lan, `"`+mac+`"`, `""`)
+		f.edit("/containers/json", `"`+mac+`"`, `""`)
+	}
+}
+
 func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Api-Version", f.api)
 	w.Header().Set("Server", "Docker/20.10.24+dfsg1 (linux)")
@@ -135,15 +151,19 @@ func serve(t *testing.T, handler http.Handler) (host string) {
 	return "unix://" + socket
 }
 
-// engine is a client of a fake.
-func (f *fake) engine() *Engine {
+// engine is a client of a fake, as whose IPAM drivers we count, by default the
+// engine's own.
+func (f *fake) engine(drivers ...lease.Driver) *Engine {
 	f.Helper()
-	return at(f.T, serve(f.T, f))
+	return at(f.T, serve(f.T, f), drivers...)
 }
 
-func at(t *testing.T, host string) *Engine {
+func at(t *testing.T, host string, drivers ...lease.Driver) *Engine {
 	t.Helper()
-	e, err := New(host)
+	if drivers == nil {
+		drivers = []lease.Driver{{Name: "default"}}
+	}
+	e, err := New(host, drivers...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,8 +21,8 @@ import (
 // somebody built it himself.
 const namesSince = "1.52"
 
-// Networks lists the engine's networks whose IPAM driver is the given one,
-// without config-only ones, and their endpoints. It is complete or an error:
+// Networks lists the engine's networks whose IPAM drivers we are, without
+// config-only ones, and their endpoints. It is complete or an error:
 // what isn't in it may be released. Only a network that is removed while it is
 // asked for is left out, and IPv6.
 //
@@ -30,7 +30,7 @@ const namesSince = "1.52"
 // yet: the engine shows it without a container ("ep-…", left out here, since a
 // stale one looks the same) or not at all, until its driver has answered and
 // its container is joined.
-func (e *Engine) Networks(ctx context.Context, driver string) (lease.Inventory, error) {
+func (e *Engine) Networks(ctx context.Context) (lease.Inventory, error) {
 	c, err := e.connect(ctx)
 	if err != nil {
 		return lease.Inventory{}, err
@@ -46,18 +46,12 @@ func (e *Engine) Networks(ctx context.Context, driver string) (lease.Inventory, 
 		return lease.Inventory{}, fmt.Errorf("list the engine's networks: %w", err)
 	}
 	for _, item := range list.Items {
-		if item.IPAM.Driver != driver || item.ConfigOnly {
+		// A swarm's manager lists a swarm network as the swarm knows it. What
+		// comes by --config-from is each node's own, and isn't in that.
+		if _, ours := e.driver(item.IPAM.Driver); !ours && item.IPAM.Driver != "" || item.ConfigOnly {
 			continue
 		}
-		// By ID: a name may be several networks'. The list has no endpoints.
-		one, err := c.NetworkInspect(ctx, item.ID, client.NetworkInspectOptions{})
-		if errdefs.IsNotFound(err) {
-			continue
-		}
-		if err != nil {
-			return lease.Inventory{}, fmt.Errorf("inspect network %s (%s): %w", item.Name, item.ID, err)
-		}
-		networks, err := read(one.Network)
+		networks, err := e.inspect(ctx, c, item.ID)
 		if err != nil {
 			return lease.Inventory{}, fmt.Errorf("network %s (%s): %w", item.Name, item.ID, err)
 		}
@@ -69,9 +63,38 @@ func (e *Engine) Networks(ctx context.Context, driver string) (lease.Inventory, 
 	return inventory, nil
 }
 
+// driver is the one of a name, if that is ours.
+func (e *Engine) driver(name string) (d lease.Driver, ours bool) {
+	i := slices.IndexFunc(e.drivers, func(d lease.Driver) bool { return d.Name == name })
+	if i < 0 {
+		return lease.Driver{}, false
+	}
+	return e.drivers[i], true
+}
+
+// inspect reads one network, by its ID: a name may be several networks'. It is
+// none when it is gone meanwhile, is another driver's, or has no driver yet, as a
+// swarm's of which no task runs on this node.
+func (e *Engine) inspect(ctx context.Context, c *client.Client, id string) ([]lease.Network, error) {
+	// A list of networks has no endpoints.
+	one, err := c.NetworkInspect(ctx, id, client.NetworkInspectOptions{})
+	if errdefs.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("inspect it: %w", err)
+	}
+	d, ours := e.driver(one.Network.IPAM.Driver)
+	if !ours {
+		return nil, nil
+	}
+	return read(one.Network, d.SharedMAC)
+}
+
 // read makes one network of each IPv4 subnet, of which macvlan allows several,
-// and puts each endpoint into its own, sorted by address.
-func read(n network.Inspect) ([]lease.Network, error) {
+// and puts each endpoint into its own, sorted by address. Where MACs are shared,
+// an endpoint has none (ipvlan), or one that its driver didn't hear of.
+func read(n network.Inspect, sharedMAC bool) ([]lease.Network, error) {
 	var networks []lease.Network
 	var subnets []netip.Prefix
 	for _, config := range n.IPAM.Config {
@@ -80,7 +103,7 @@ func read(n network.Inspect) ([]lease.Network, error) {
 		}
 		one := lease.Network{
 			ID: n.ID, Name: n.Name, Driver: n.Driver,
-			Subnet: config.Subnet.String(), Options: n.IPAM.Options,
+			Subnet: config.Subnet.String(), Options: n.IPAM.Options, SharedMAC: sharedMAC,
 			Attachments: []lease.Attachment{},
 		}
 		if config.IPRange.IsValid() {
@@ -102,17 +125,18 @@ func read(n network.Inspect) ([]lease.Network, error) {
 		if strings.HasPrefix(id, "ep-") || !endpoint.IPv4Address.IsValid() {
 			continue
 		}
-		if len(endpoint.MacAddress) != len(lease.MAC{}) {
-			return nil, fmt.Errorf("the endpoint of container %s has no 48-bit MAC, but %q", endpoint.Name, endpoint.MacAddress)
+		attachment := lease.Attachment{Container: id, Name: endpoint.Name, Prefix: endpoint.IPv4Address}
+		if !sharedMAC {
+			if len(endpoint.MacAddress) != len(attachment.MAC) {
+				return nil, fmt.Errorf("the endpoint of container %s has no 48-bit MAC, but %q", endpoint.Name, endpoint.MacAddress)
+			}
+			attachment.MAC = lease.MAC(endpoint.MacAddress)
 		}
 		i := slices.IndexFunc(subnets, func(s netip.Prefix) bool { return s.Contains(endpoint.IPv4Address.Addr()) })
 		if i < 0 {
 			return nil, fmt.Errorf("the endpoint of container %s has address %s, in none of the network's subnets %s", endpoint.Name, endpoint.IPv4Address, subnets)
 		}
-		networks[i].Attachments = append(networks[i].Attachments, lease.Attachment{
-			Container: id, Name: endpoint.Name,
-			MAC: lease.MAC(endpoint.MacAddress), Prefix: endpoint.IPv4Address,
-		})
+		networks[i].Attachments = append(networks[i].Attachments, attachment)
 	}
 	for _, one := range networks {
 		slices.SortFunc(one.Attachments, func(a, b lease.Attachment) int { return a.Prefix.Addr().Compare(b.Prefix.Addr()) })

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"encoding/json"
+	"errors"
 	"net/http"
 	"net/netip"
 	"reflect"
@@ -23,8 +24,11 @@ var (
 	}
 )
 
+// talkingdata are both drivers of a daemon of that name.
+var talkingdata = lease.Drivers("talkingdata")
+
 func TestNetworks(t *testing.T) {
-	got, err := newFake(t).engine().Networks(t.Context(), "default")
+	got, err := newFake(t).engine().Networks(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,15 +53,73 @@ func TestNetworks(t *testing.T) {
 // Only the driver's own networks are asked for.
 func TestNetworksOfDriver(t *testing.T) {
 	f := newFake(t)
-	f.edit("/networks", `"IPAM":{"Driver":"default","Options":{"x":"y"}`, `"IPAM":{"Driver":"talkingdata","Options":{"x":"y"}`)
+	for _, path := range []string{"/networks", "/networks/" + lan} {
+		f.edit(path, `"IPAM":{"Driver":"default","Options":{"x":"y"}`, `"IPAM":{"Driver":"talkingdata","Options":{"x":"y"}`)
+	}
 	f.status["/networks/ae39282b32e8ecae50c445daa97ee161f4e05b2d600bd579cf5ee36716740911"] = http.StatusInternalServerError
-	e := f.engine()
-	got, err := e.Networks(t.Context(), "talkingdata")
+	got, err := f.engine(talkingdata...).Networks(t.Context())
 	if want := (lease.Inventory{Networks: []lease.Network{lanNetwork}}); err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, %v", got, err)
 	}
-	if got, err := e.Networks(t.Context(), "another"); err != nil || len(got.Networks) != 0 {
+	if got, err := f.engine(lease.Driver{Name: "another"}).Networks(t.Context()); err != nil || len(got.Networks) != 0 {
 		t.Errorf("got %+v, %v", got, err)
+	}
+}
+
+// What the endpoints of ipvlan's driver have for a MAC is nobody's business.
+func TestNetworksOfIPvlan(t *testing.T) {
+	want := lanNetwork
+	want.Driver, want.Options, want.SharedMAC = "ipvlan", map[string]string{"probe": "off"}, true
+	want.Attachments = []lease.Attachment{
+		{Container: web, Name: "web", Prefix: atWeb.Prefix}, {Container: db, Name: "db", Prefix: atDB.Prefix},
+	}
+	f := newFake(t)
+	f.ipvlan()
+	for _, mac := range []string{"", "02:42:0a:0a:00:80"} { // the latter on a bridge
+		f.edit("/networks/"+lan, `"MacAddress":""`, `"MacAddress":"`+mac+`"`)
+		got, err := f.engine(talkingdata...).Networks(t.Context())
+		if err != nil || !reflect.DeepEqual(got, lease.Inventory{Networks: []lease.Network{want}}) {
+			t.Errorf("MAC %q: got %+v, %v", mac, got, err)
+		}
+		text, err := json.Marshal(got)
+		var read lease.Inventory
+		if err := errors.Join(err, json.Unmarshal(text, &read)); err != nil || !reflect.DeepEqual(read, got) {
+			t.Errorf("%s is read as %+v, %v", text, read, err)
+		}
+	}
+	// To another daemon they are none.
+	if got, err := f.engine(talkingdata[0]).Networks(t.Context()); err != nil || len(got.Networks) != 0 {
+		t.Errorf("got %+v, %v", got, err)
+	}
+}
+
+// A manager's list has no IPAM of a swarm network that is configured from
+// another, as recorded from engines 20.10 and 29. Inspecting it tells, where
+// the node has a task of it.
+func TestNetworksOfSwarm(t *testing.T) {
+	const listed = `"IPAM":{"Driver":"","Options":null,"Config":[]},"Internal":false,"Attachable":false,"Ingress":false,"ConfigFrom":{"Network":"conf"}`
+	const path = "/networks/" + lan
+	for _, test := range []struct {
+		name, driver string // of the network, where it is inspected
+		want         lease.Inventory
+	}{
+		{"a task here", "talkingdata", lease.Inventory{Networks: []lease.Network{lanNetwork}}},
+		{"no task here", "", lease.Inventory{}},
+		{"another driver's", "default", lease.Inventory{}},
+	} {
+		f := newFake(t)
+		for _, entry := range f.list("/networks") {
+			if strings.Contains(string(entry), lan) {
+				head, tail, _ := strings.Cut(string(entry), `"IPAM":`)
+				_, tail, _ = strings.Cut(tail, `"ConfigFrom":{"Network":""}`)
+				f.edit("/networks", string(entry), head+listed+tail)
+			}
+		}
+		f.edit(path, `"IPAM":{"Driver":"default"`, `"IPAM":{"Driver":"`+test.driver+`"`)
+		got, err := f.engine(talkingdata...).Networks(t.Context())
+		if err != nil || !reflect.DeepEqual(got, test.want) {
+			t.Errorf("%s: got %+v, %v", test.name, got, err)
+		}
 	}
 }
 
@@ -86,7 +148,7 @@ func TestNamesEndpoints(t *testing.T) {
 		f := newFake(t)
 		f.api = api
 		f.edit("/version", `"ApiVersion":"1.41"`, `"ApiVersion":"`+api+`"`)
-		if got, err := f.engine().Networks(t.Context(), "default"); err != nil || got.NamesEndpoints != want || len(got.Networks) != 5 {
+		if got, err := f.engine().Networks(t.Context()); err != nil || got.NamesEndpoints != want || len(got.Networks) != 5 {
 			t.Errorf("API %s: got %+v, %v", api, got, err)
 		}
 	}
@@ -109,7 +171,7 @@ func TestLeftOut(t *testing.T) {
 	} {
 		f := newFake(t)
 		test.edit(f)
-		inventory, err := f.engine().Networks(t.Context(), "default")
+		inventory, err := f.engine().Networks(t.Context())
 		got := -1
 		for _, n := range inventory.Networks {
 			if n.Name == "lan" {
@@ -142,7 +204,7 @@ func TestIncomplete(t *testing.T) {
 	} {
 		f := newFake(t)
 		test.edit(f)
-		got, err := f.engine().Networks(t.Context(), "default")
+		got, err := f.engine().Networks(t.Context())
 		if err == nil || got.Networks != nil {
 			t.Errorf("%s: got %+v, %v", test.name, got, err)
 			continue

@@ -12,23 +12,49 @@ import (
 
 // Endpoint is a container's interface in want of an address.
 type Endpoint struct {
-	MAC     MAC
+	MAC     MAC        // made by Acquire where the pool's endpoints have none
 	Name    string     // the container's name; engines before 29 don't tell it
 	Address netip.Addr // --ip; zero for any
 }
 
 // Acquire leases an address for an endpoint. The lease is on disk when Acquire
 // returns; after an error, and when ctx ends because the caller is gone,
-// nothing stays leased. An endpoint that holds a lease keeps it, one whose
-// identity had one before gets that address again where the server agrees.
+// nothing stays leased. An endpoint that holds a lease keeps it, where its MAC
+// tells, one whose identity had one before gets that address again where the
+// server agrees.
 func (m *Manager) Acquire(ctx context.Context, poolID string, ep Endpoint) (Lease, error) {
 	caller := ctx
-	ctx, cancel := context.WithTimeout(ctx, m.timeout)
+	ctx, cancel := context.WithTimeout(ctx, m.patience(poolID))
 	defer cancel()
 	p, err := m.pool(ctx, poolID)
 	if err != nil {
 		return Lease{}, err
 	}
+	pool := m.current(p)
+	if !pool.SharedMAC {
+		return m.acquire(ctx, caller, p, ep)
+	}
+	if err := pool.checkMode(m.options(pool)); err != nil {
+		return Lease{}, err
+	}
+	ep.MAC = m.madeMAC(ctx, pool, ep.Name)
+	l, err := m.acquire(ctx, caller, p, ep)
+	if errors.Is(err, errMACInUse) {
+		// The name is live in another network of the subnet, or it was another
+		// container's: engines rename endpoints without telling us. A lost release
+		// looks the same, and an address that two containers have would be worse.
+		ep.MAC = randomMAC()
+		l, err = m.acquire(ctx, caller, p, ep)
+	}
+	return l, err
+}
+
+// errMACInUse: another endpoint has the MAC.
+var errMACInUse = errors.New("MAC address in use")
+
+// acquire is Acquire for an endpoint with a MAC, until ctx ends; caller says
+// whether somebody still waits for the lease.
+func (m *Manager) acquire(ctx, caller context.Context, p *pool, ep Endpoint) (Lease, error) {
 	done, err := m.claim(ctx, p, ep.MAC, nil)
 	if err != nil {
 		return Lease{}, err
@@ -51,6 +77,8 @@ func (m *Manager) Acquire(ctx context.Context, poolID string, ep Endpoint) (Leas
 	other := holds && ep.Address.IsValid() && ep.Address != held.Addr()
 	switch {
 	case !holds:
+	case pool.SharedMAC:
+		return Lease{}, fmt.Errorf("%w: %w", errMACInUse, inUse(held))
 	case held.Name != "" && ep.Name != "" && held.Name != ep.Name:
 		return Lease{}, fmt.Errorf("MAC address %s is in use by container %s, which holds %s: give %s another --mac-address, or if %s is gone run: oam-docker-ipam release %s",
 			ep.MAC, held.Name, held.Addr(), ep.Name, held.Name, held.Addr())
@@ -106,13 +134,14 @@ func (m *Manager) Acquire(ctx context.Context, poolID string, ep Endpoint) (Leas
 	if err != nil {
 		return Lease{}, err
 	}
-	l.Pool, l.Prefix = poolID, netip.PrefixFrom(l.Addr(), pool.Subnet.Bits())
+	l.Pool, l.Prefix = pool.ID, netip.PrefixFrom(l.Addr(), pool.Subnet.Bits())
 	// Not before it is settled whose this address is: its former holder may be
 	// among the overdue.
 	defer m.answered(l)
 	if err := m.admit(caller, p, l); err != nil {
 		return Lease{}, err
 	}
+	m.granted(p)
 	if old := want.binding; want.known && !holds && !old.Released && old.Lease.Addr() != l.Addr() {
 		// Its server was silent, another one wasn't.
 		m.sendRelease(caller, old.pool(), old.Lease)
@@ -325,7 +354,7 @@ func (m *Manager) available(p *pool, ep Endpoint) error {
 	defer m.mu.Unlock()
 	for _, other := range m.pools {
 		if e := other.byMAC[ep.MAC]; e != nil && other != p && other.Subnet.Overlaps(p.Subnet) {
-			return fmt.Errorf("MAC address %s lives in another network of the subnet %s: %w", ep.MAC, other.Subnet, inUse(e.lease))
+			return fmt.Errorf("%w: %s lives in another network of the subnet %s: %w", errMACInUse, ep.MAC, other.Subnet, inUse(e.lease))
 		}
 	}
 	if !ep.Address.IsValid() {
@@ -456,13 +485,22 @@ func (m *Manager) giveBack(ctx context.Context, p Pool, l Lease) {
 // network, or by the same server in another one. An adopted lease is of this
 // network, even while its server isn't known. A lost one counts: until the
 // engine releases it, a container has that address. Networks on different
-// servers may have the same addresses, on links that don't meet.
+// servers may have the same addresses, on links that don't meet; so may the
+// LANs of two interfaces, on which even the servers may have one address.
 func (m *Manager) conflictLocked(p *pool, l Lease) *Lease {
 	for _, other := range m.pools {
-		e := other.byAddr[l.Addr()]
-		if e != nil && (other == p && e.lease.MAC != l.MAC || other != p && (e.lease.Server == l.Server || other.standsFor(p.ID))) {
+		switch e := other.byAddr[l.Addr()]; {
+		case e == nil, other == p && e.lease.MAC == l.MAC:
+		case other == p, other.standsFor(p.ID), e.lease.Server == l.Server && !m.apart(other.Pool, p.Pool):
 			return &e.lease
 		}
 	}
 	return nil
+}
+
+// apart reports whether two pools' servers are asked by broadcast on different
+// LANs.
+func (m *Manager) apart(a, b Pool) bool {
+	x, y := m.options(a), m.options(b)
+	return x.ByBroadcast() && y.ByBroadcast() && x.Interface != y.Interface
 }

@@ -2,6 +2,19 @@ package lease
 
 import "net/netip"
 
+// Driver is an IPAM driver as an engine knows it.
+type Driver struct {
+	Name string
+	// SharedMAC: the engine tells it no endpoint's MAC (see Pool.SharedMAC).
+	SharedMAC bool
+}
+
+// Drivers are those that one daemon is: the one of its name, and NAME-ipvlan,
+// since Docker's ipvlan refuses endpoints for which a MAC was chosen.
+func Drivers(name string) []Driver {
+	return []Driver{{Name: name}, {Name: name + "-ipvlan", SharedMAC: true}}
+}
+
 // Inventory is what a container engine says of the networks whose IPAM driver
 // we are.
 type Inventory struct {
@@ -22,6 +35,8 @@ type Network struct {
 	Gateway  string            `json:"gateway,omitempty"`
 	Reserved map[string]string `json:"reserved,omitempty"` // --aux-address, by name
 	Options  map[string]string `json:"options,omitempty"`  // --ipam-opt
+	// SharedMAC is its IPAM driver's.
+	SharedMAC bool `json:"shared_mac,omitempty"`
 
 	Attachments []Attachment `json:"attachments"`
 }
@@ -30,6 +45,21 @@ type Network struct {
 type Attachment struct {
 	Container string       `json:"container"` // its ID
 	Name      string       `json:"name"`
-	MAC       MAC          `json:"mac"`
-	Prefix    netip.Prefix `json:"prefix"` // address and prefix length
+	MAC       MAC          `json:"mac,omitzero"` // zero where MACs are shared
+	Prefix    netip.Prefix `json:"prefix"`       // address and prefix length
+}
+
+// pool is the network as the pool that its engine asked for, without ID.
+func (n Network) pool() (Pool, error) {
+	p, err := NewPool(n.Subnet, n.Range, n.Options)
+	p.SharedMAC = n.SharedMAC
+	return p, err
+}
+
+// MayHave reports whether a lease can be of this network: its PoolID tells the
+// same subnet, range and options.
+func (n Network) MayHave(l Lease) bool {
+	p, err := n.pool()
+	p.ID, p.Adopted = p.adoptedID(), true
+	return err == nil && (p.ID == l.Pool || p.standsFor(l.Pool))
 }

@@ -173,14 +173,14 @@ func (b *bindings) outdated(subnet string, now time.Time) (keys []BindingKey) {
 	return keys
 }
 
-// leftSince reports whether a MAC left its address after a moment.
-func (b *bindings) leftSince(l Lease, after time.Time) bool {
-	all := b.bySubnet[l.bindingKey().Subnet]
+// leftSince reports whether an endpoint left its place after a moment.
+func (b *bindings) leftSince(at place, after time.Time) bool {
+	all := b.bySubnet[at.subnet.String()]
 	if all == nil {
 		return false
 	}
 	for e := all.Back(); e != nil && e.Value.(*remembered).Left.After(after); e = e.Prev() {
-		if r := e.Value.(*remembered); r.Lease.Addr() == l.Addr() && r.Lease.MAC == l.MAC {
+		if l := e.Value.(*remembered).Lease; l.Addr() == at.addr && (l.MAC == at.mac || at.mac == MAC{}) {
 			return true
 		}
 	}
@@ -378,8 +378,8 @@ func (m *Manager) clearWay(ctx context.Context, w *wish) error {
 }
 
 // sameWay reports whether two pools have the same servers, reached from the
-// same relay address.
+// same relay address or by broadcast on the same interface.
 func (m *Manager) sameWay(a, b Pool) bool {
 	x, y := m.options(a), m.options(b)
-	return slices.Equal(x.Servers, y.Servers) && x.Relay == y.Relay
+	return slices.Equal(x.Servers, y.Servers) && x.Relay == y.Relay && x.Interface == y.Interface
 }

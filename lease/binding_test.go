@@ -367,6 +367,7 @@ func TestNetworkThatChanges(t *testing.T) {
 		{"release_delay=1m", []string{"1m0s confirm 192.0.2.10"}},
 		{"dhcp_server=198.51.100.2", []string{"1m0s release 192.0.2.10", "1m0s acquire 02:00:00:00:00:02 192.0.2.10"}},
 		{"listen_addr=198.51.100.9", []string{"1m0s release 192.0.2.10", "1m0s acquire 02:00:00:00:00:02 192.0.2.10"}},
+		{"dhcp_interface=eth1", []string{"1m0s release 192.0.2.10", "1m0s acquire 02:00:00:00:00:02 192.0.2.10"}},
 	} {
 		t.Run(c.options, func(t *testing.T) {
 			inWorldOf(t, auto, func(w *world) {

@@ -71,7 +71,8 @@ type Prober interface {
 }
 
 // Engine is the container engine behind its API. It is asked only where a
-// network's on_lease_lost says so, and never while it waits for an answer.
+// network's on_lease_lost says so, and never while it waits for an answer. A
+// lease without a MAC is of an endpoint that has none of its own.
 type Engine interface {
 	// Stop stops the container that has a lease's address.
 	Stop(ctx context.Context, lease Lease) error

@@ -48,6 +48,12 @@ func TestConflictCheckIsAskedFor(t *testing.T) {
 		{lease.Options{Conflict: "on", ConflictInterface: "eth1"}, []string{"conflict_interface=eth2"}, "eth2 192.0.2.10 on"},
 		{lease.Options{Conflict: "on", ConflictInterface: "eth1"}, []string{"conflict_check=off"}, ""},
 		{lease.Options{Conflict: "on"}, []string{"conflict_check=off"}, ""},
+		// Where servers are asked by broadcast, conflicts are looked for there.
+		{lease.Options{}, []string{"conflict_check=on", "dhcp_interface=eth0"}, "eth0 192.0.2.10 on"},
+		{lease.Options{Interface: "eth0"}, []string{"conflict_check=on"}, "eth0 192.0.2.10 on"},
+		{lease.Options{Interface: "eth0", ConflictInterface: "eth1"}, []string{"conflict_check=on"}, "eth1 192.0.2.10 on"},
+		{lease.Options{Conflict: "on", ConflictInterface: "eth1"}, []string{"dhcp_interface=eth2"}, "eth2 192.0.2.10 on"},
+		{lease.Options{Conflict: "on", ConflictInterface: "eth1"}, []string{"dhcp_interface=eth2", "conflict_interface=eth3"}, "eth3 192.0.2.10 on"},
 	} {
 		t.Run(c.want, func(t *testing.T) {
 			inWorldOf(t, c.global, func(w *world) {
@@ -156,6 +162,13 @@ func TestConflictCheckWithoutInterface(t *testing.T) {
 	ways := []string{"conflict_interface=eth0", "CONFLICT_INTERFACE", "conflict_check=off"}
 	inWorldOf(t, auto, func(w *world) {
 		p, err := lease.NewPool("192.0.2.0/24", "", map[string]string{"conflict_check": "on"})
+		w.works(err)
+		_, err = w.manager.AddPool(w.Context(), p)
+		w.fails(err, ways...)
+		// Another network's way to its servers is none of this one's.
+		w.global.Interface = "eth0"
+		w.restart(time.Second)
+		p, err = lease.NewPool("192.0.2.0/24", "", map[string]string{"conflict_check": "on", "dhcp_server": "192.0.2.3"})
 		w.works(err)
 		_, err = w.manager.AddPool(w.Context(), p)
 		w.fails(err, ways...)

@@ -47,7 +47,7 @@ type dhcpServer struct {
 	length knob[time.Duration] // of its leases; 0 for infinite ones
 
 	// What it does instead of answering by its table, where set.
-	onProbe   knob[func(context.Context, lease.Pool, func(lease.Offer) error) (lease.Offer, error)]
+	onProbe   knob[func(context.Context, lease.Pool, lease.MAC) ([]lease.Offer, error)]
 	onAcquire knob[func(context.Context, lease.Request) (lease.Lease, error)]
 	onConfirm knob[func(context.Context, lease.Lease) (lease.Lease, error)]
 	onExtend  knob[func(context.Context, lease.Lease) (lease.Lease, error)] // renew and rebind
@@ -76,15 +76,33 @@ func (s *dhcpServer) note(kind string, what any) {
 	s.seen = append(s.seen, fmt.Sprintf("%v %s %v", time.Since(s.began), kind, what))
 }
 
-func (s *dhcpServer) Probe(ctx context.Context, p lease.Pool, _ lease.MAC) ([]lease.Offer, error) {
+func (s *dhcpServer) Probe(ctx context.Context, p lease.Pool, m lease.MAC) ([]lease.Offer, error) {
 	s.note("probe", p.Subnet)
 	if answer := s.onProbe.get(); answer != nil {
-		var offers []lease.Offer
-		_, err := answer(ctx, p, func(o lease.Offer) error { offers = append(offers, o); return nil })
-		return offers, err
+		return answer(ctx, p, m)
 	}
-	o := lease.Offer{Server: s.id.get(), Address: addr("192.0.2.99"), Subnet: netip.MustParsePrefix("192.0.2.0/24"), Router: addr("192.0.2.1")}
-	return []lease.Offer{o}, nil
+	return []lease.Offer{s.offer()}, nil
+}
+
+// offer is what the server offers to a probe.
+func (s *dhcpServer) offer() lease.Offer {
+	return lease.Offer{Server: s.id.get(), Address: addr("192.0.2.99"), Subnet: netip.MustParsePrefix("192.0.2.0/24"), Router: addr("192.0.2.1")}
+}
+
+// offering answers probes with offers.
+func offering(offers ...lease.Offer) func(context.Context, lease.Pool, lease.MAC) ([]lease.Offer, error) {
+	return func(context.Context, lease.Pool, lease.MAC) ([]lease.Offer, error) { return offers, nil }
+}
+
+// failingProbe answers probes with an error, at once.
+func failingProbe(err error) func(context.Context, lease.Pool, lease.MAC) ([]lease.Offer, error) {
+	return func(context.Context, lease.Pool, lease.MAC) ([]lease.Offer, error) { return nil, err }
+}
+
+// silentProbe answers probes with silence.
+func silentProbe(ctx context.Context, _ lease.Pool, _ lease.MAC) ([]lease.Offer, error) {
+	<-ctx.Done()
+	return nil, lease.ErrNoAnswer
 }
 
 func (s *dhcpServer) Acquire(ctx context.Context, r lease.Request) (lease.Lease, error) {
@@ -359,6 +377,7 @@ func (n *neighbours) Conflict(_ context.Context, iface string, a netip.Addr, che
 type engine struct {
 	mu    sync.Mutex
 	asked []string
+	macs  []lease.MAC // of these
 	fails error
 	// during is called while the engine works.
 	during func()
@@ -378,7 +397,7 @@ func (e *engine) Restart(ctx context.Context, l lease.Lease) error { return e.as
 
 func (e *engine) ask(ctx context.Context, what string, l lease.Lease) error {
 	e.mu.Lock()
-	e.asked = append(e.asked, fmt.Sprintf("%s %s %s", what, l.Name, l.Addr()))
+	e.asked, e.macs = append(e.asked, fmt.Sprintf("%s %s %s", what, l.Name, l.Addr())), append(e.macs, l.MAC)
 	during, act, err := e.during, e.act, e.fails
 	e.mu.Unlock()
 	if during != nil {
@@ -704,6 +723,14 @@ func (w *world) holds(want ...string) {
 }
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
+
+// prefix is a subnet, or none.
+func prefix(s string) netip.Prefix {
+	if s == "" {
+		return netip.Prefix{}
+	}
+	return netip.MustParsePrefix(s)
+}
 
 // mac is the n-th container's.
 func mac(n int) lease.MAC { return lease.MAC{2, 0, 0, 0, byte(n >> 8), byte(n)} }

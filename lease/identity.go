@@ -3,6 +3,7 @@ package lease
 import (
 	"context"
 	"crypto/hmac"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -116,13 +117,53 @@ const maxClientID = 128
 // 2132 section 9.14), and readable text. A network that is created anew has the
 // same subnet, and so the same identities.
 func nameClientID(host string, subnet netip.Prefix, name string) []byte {
-	id := append([]byte{0}, host+"/"+subnet.String()+"/"+name...)
-	if len(id) > maxClientID {
-		sum := sha256.Sum256(id)
-		end := "#" + hex.EncodeToString(sum[:8])
-		id = append(id[:maxClientID-len(end)], end...)
+	return Shorten(append([]byte{0}, host+"/"+subnet.String()+"/"+name...), maxClientID)
+}
+
+// Shorten cuts an identity that is longer than size bytes, 17 or more. The last
+// 17 are then "#" and a hash of all of it, by which those that begin alike differ.
+func Shorten(id []byte, size int) []byte {
+	if len(id) <= size {
+		return id
 	}
-	return id
+	sum := sha256.Sum256(id)
+	end := "#" + hex.EncodeToString(sum[:8])
+	return append(id[:size-len(end):size-len(end)], end...)
+}
+
+// checkMode refuses options in force by which servers would answer to a MAC that
+// nobody has: to a client without giaddr they send a renewal's answer itself (RFC
+// 2131 section 4.1).
+func (p Pool) checkMode(o Options) error {
+	if p.SharedMAC && o.ByBroadcast() {
+		return fmt.Errorf("dhcp_interface=%s: ipvlan's containers share their parent's MAC address, so answers to servers' clients on that LAN would reach none of them: ask the servers as a relay agent, by dhcp_server instead of dhcp_interface", o.Interface)
+	}
+	return nil
+}
+
+// madeMAC is the chaddr of an endpoint that has no MAC of its own: locally
+// administered and unicast, made of the identity that its name gives, with
+// which it comes again. Without a name, or a host to which it belongs, it is
+// random, and known by its stored lease only.
+func (m *Manager) madeMAC(ctx context.Context, p Pool, name string) MAC {
+	if name != "" {
+		if host, err := m.self(ctx, p); err == nil {
+			sum := sha256.Sum256(nameClientID(host, p.Subnet, name))
+			return MAC(sum[:len(MAC{})]).local()
+		}
+	}
+	return randomMAC()
+}
+
+func randomMAC() (mac MAC) {
+	_, _ = rand.Read(mac[:]) // it never fails
+	return mac.local()
+}
+
+// local makes a MAC a locally administered unicast one (IEEE 802 section 8.2).
+func (m MAC) local() MAC {
+	m[0] = m[0]&^0x01 | 0x02
+	return m
 }
 
 // byName reports whether the lease's identity is its container's name.

@@ -19,7 +19,7 @@ func (m *Manager) lose(p Pool, e *entry, l Lease, why string, err error) Lease {
 	if policy != KeepLost {
 		// The engine releases the address before it answers, which must not
 		// wait for whoever called this.
-		m.wg.Go(func() { m.act(policy, l) })
+		m.wg.Go(func() { m.act(policy, p, l) })
 	}
 	return l.lost(m.clock.now())
 }
@@ -29,7 +29,7 @@ func (m *Manager) lose(p Pool, e *entry, l Lease, why string, err error) Lease {
 const engineTime = 2 * time.Minute
 
 // act has the engine stop or restart the container of a lost lease.
-func (m *Manager) act(policy LossPolicy, l Lease) {
+func (m *Manager) act(policy LossPolicy, p Pool, l Lease) {
 	ctx, cancel := context.WithTimeout(m.ctx, engineTime)
 	defer cancel()
 	do := m.engine.Stop
@@ -37,6 +37,9 @@ func (m *Manager) act(policy LossPolicy, l Lease) {
 		do = m.engine.Restart
 	}
 	log := m.log.With("address", l.Addr(), "mac", l.MAC, "name", l.Name, "policy", policy)
+	if p.SharedMAC {
+		l.MAC = MAC{}
+	}
 	if err := do(ctx, l); err != nil {
 		log.Error("container of the lost lease still runs", "error", err)
 		return

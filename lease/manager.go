@@ -1,6 +1,7 @@
 package lease
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -189,8 +190,13 @@ func (m *Manager) commit(c Change) error {
 	return m.store.Commit(c)
 }
 
-// options are those in force for a pool.
-func (m *Manager) options(p Pool) Options { return p.Options.Or(m.defaults) }
+// options are those in force for a pool. Conflicts are probed for where its
+// servers are asked by broadcast, unless something else is said.
+func (m *Manager) options(p Pool) Options {
+	o := p.Options.Or(m.defaults)
+	o.ConflictInterface = cmp.Or(p.Options.ConflictInterface, p.Options.Interface, o.ConflictInterface, o.Interface)
+	return o
+}
 
 func (m *Manager) addPoolLocked(p Pool) *pool {
 	added := &pool{Pool: p, byMAC: map[MAC]*entry{}, byAddr: map[netip.Addr]*entry{}, claims: map[MAC]*claim{}}

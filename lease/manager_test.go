@@ -378,6 +378,23 @@ func TestSameAddressFromAnotherServerInAnotherPool(t *testing.T) {
 	})
 }
 
+// Behind each of two interfaces is a LAN: two home routers may well be alike, in
+// address and in what they lease.
+func TestSameAddressOnAnotherInterface(t *testing.T) {
+	inWorldOf(t, lease.Options{ClientID: lease.ClientIDMAC, Interface: "eth0"}, func(w *world) {
+		pool, other := w.networkOf(), w.networkOf("dhcp_interface=eth1")
+		same, relayed := w.networkOf("dhcp_interface=eth0"), w.networkOf("dhcp_server=198.51.100.1")
+		l := w.acquire(pool, lease.Endpoint{MAC: mac(1), Name: "web"})
+		w.server.gives(l.Addr())
+		for _, pool := range []string{same, relayed} {
+			w.refused(pool, lease.Endpoint{MAC: mac(2)}, "twice", "192.0.2.10", "web")
+		}
+		w.acquire(other, lease.Endpoint{MAC: mac(2)})
+		w.holds("192.0.2.10 bound", "192.0.2.10 bound")
+		w.refused(other, lease.Endpoint{MAC: mac(3)}, "twice", mac(2).String())
+	})
+}
+
 // network adds a pool of any subnet and returns its ID.
 func (w *world) network(subnet, servers string) string {
 	w.Helper()
@@ -385,9 +402,7 @@ func (w *world) network(subnet, servers string) string {
 	if err != nil {
 		w.Fatal(err)
 	}
-	w.server.onProbe.set(func(context.Context, lease.Pool, func(lease.Offer) error) (lease.Offer, error) {
-		return lease.Offer{}, lease.ErrNoAnswer
-	})
+	w.server.onProbe.set(failingProbe(lease.ErrNoAnswer))
 	defer w.server.onProbe.set(nil)
 	if p, err = w.manager.AddPool(w.Context(), p); err != nil {
 		w.Fatal(err)

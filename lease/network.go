@@ -10,43 +10,28 @@ import (
 	"time"
 )
 
-// probeTime bounds the probe at a pool's creation. It is above dnsmasq's 3 s
-// and udhcpd's 2 s of pinging before they offer.
-const probeTime = 8 * time.Second
-
-// AddPool stores a pool of NewPool and returns it with its ID and gateway,
-// which a probe of the servers finds. Silence is no reason to refuse: the
-// subnet's first address then stands for the router. An offer from another
-// subnet is, since every container would be refused later.
+// AddPool stores a pool of NewPool and returns it with its ID, and with subnet
+// and gateway, which a probe of the servers finds. Silence is no reason to refuse
+// a pool whose subnet was given. An offer from another subnet is, since every
+// container would be refused later.
 func (m *Manager) AddPool(ctx context.Context, p Pool) (Pool, error) {
-	if err := m.options(p).checkConflict(); err != nil {
+	o := m.options(p)
+	if err := o.suits(p.Options); err != nil {
 		return Pool{}, err
 	}
-	probe, cancel := context.WithTimeout(ctx, probeTime)
-	defer cancel()
-	offers, err := m.client.Probe(probe, p, MAC{})
-	var offer Offer
-	for _, offer = range offers {
-		if err = p.inSubnet(offer.Address); err == nil {
-			break
-		}
-		err = fmt.Errorf("DHCP server %s offers %s, which is not a host of the subnet %s: correct --subnet, or let the server serve that subnet", offer.Server, offer.Address, p.Subnet)
+	if err := p.checkMode(o); err != nil {
+		return Pool{}, err
 	}
+	if err := o.checkConflict(); err != nil {
+		return Pool{}, err
+	}
+	found, err := m.probe(ctx, p)
+	if err != nil {
+		return Pool{}, err
+	}
+	p = found.pool
 	log := m.log.With("subnet", p.Subnet)
-	switch {
-	case ctx.Err() != nil:
-		return Pool{}, context.Cause(ctx)
-	case errors.Is(err, ErrNoAnswer):
-		p.Gateway = p.firstUsable()
-		log.Warn("no DHCP server answered the probe: containers of this network will fail until one does", "error", err, "gateway", p.Gateway)
-	case err != nil:
-		return Pool{}, err
-	case !offer.Router.IsValid() || p.inSubnet(offer.Router) != nil:
-		p.Gateway = p.firstUsable()
-		log.Warn("the DHCP server names no router of this subnet: its first address becomes the gateway unless --gateway is given", "server", offer.Server, "router", offer.Router, "gateway", p.Gateway)
-	default:
-		p.Gateway = offer.Router
-	}
+	found.log(log)
 
 	p.ID = p.newID()
 	p.AuxUntil = time.Now().Add(auxWindow)
@@ -60,7 +45,7 @@ func (m *Manager) AddPool(ctx context.Context, p Pool) (Pool, error) {
 	m.mu.Lock()
 	m.addPoolLocked(p)
 	m.mu.Unlock()
-	log.Info("pool added", "pool", p.ID, "gateway", p.Gateway)
+	log.Info("pool added", "pool", p.ID, "gateway", p.Gateway, "from", found.from)
 	return p, nil
 }
 
@@ -142,6 +127,7 @@ func (m *Manager) Gateway(ctx context.Context, id string, addr netip.Addr) (neti
 	if err != nil {
 		return netip.Prefix{}, err
 	}
+	given := addr.IsValid()
 	err = m.editPool(p, func(p *Pool) error {
 		switch {
 		case !addr.IsValid() && !p.Gateway.IsValid():
@@ -157,6 +143,9 @@ func (m *Manager) Gateway(ctx context.Context, id string, addr netip.Addr) (neti
 	})
 	if err != nil {
 		return netip.Prefix{}, err
+	}
+	if given {
+		m.log.Info("gateway given", "pool", id, "gateway", addr, "from", "--gateway")
 	}
 	return netip.PrefixFrom(addr, m.current(p).Subnet.Bits()), nil
 }
@@ -235,28 +224,25 @@ func (m *Manager) takeUp(value Pool) (p *pool, taken bool, err error) {
 	return m.addPoolLocked(value), true, nil
 }
 
-// learnSubnet asks the servers for the prefix length and router of a pool of
-// which only the network address is known.
-func (m *Manager) learnSubnet(ctx context.Context, p Pool) (Pool, error) {
-	ctx, cancel := context.WithTimeout(ctx, probeTime)
-	defer cancel()
-	network := p.Subnet.Addr()
-	offers, err := m.client.Probe(ctx, p, MAC{})
-	var offer Offer
-	for _, offer = range offers {
-		if err = nil; offer.Subnet.Masked() == offer.Subnet && offer.Subnet.Addr() == network {
-			break
-		}
-		err = fmt.Errorf("DHCP server %s offers subnet %s", offer.Server, offer.Subnet)
+// patience is how long an Acquire may take.
+func (m *Manager) patience(poolID string) time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if p := m.pools[poolID]; p != nil {
+		return max(m.timeout, p.FirstWait)
 	}
-	if err != nil {
-		return Pool{}, fmt.Errorf("learn the prefix length of the old network %s: %w", network, err)
+	return m.timeout
+}
+
+// granted ends the longer patience with a network's first lease: from here on
+// silence is what it is elsewhere.
+func (m *Manager) granted(p *pool) {
+	if m.current(p).FirstWait == 0 {
+		return
 	}
-	p.Subnet = offer.Subnet
-	if offer.Router.IsValid() && p.inSubnet(offer.Router) == nil {
-		p.Gateway = offer.Router
+	if err := m.editPool(p, func(p *Pool) error { p.FirstWait = 0; return nil }); err != nil {
+		m.log.Warn("the network's longer patience was not ended: its next lease does that", "error", err)
 	}
-	return p, nil
 }
 
 var errRemoved = errors.New("the network was removed meanwhile")
@@ -275,7 +261,8 @@ func (m *Manager) editPool(p *pool, change func(*Pool) error) error {
 	if err := change(&edited); err != nil {
 		return err
 	}
-	if edited.Gateway == before.Gateway && edited.AuxUntil.Equal(before.AuxUntil) && slices.Equal(edited.Reserved, before.Reserved) {
+	if edited.Gateway == before.Gateway && edited.FirstWait == before.FirstWait &&
+		edited.AuxUntil.Equal(before.AuxUntil) && slices.Equal(edited.Reserved, before.Reserved) {
 		return nil
 	}
 	if err := m.commit(Change{PutPools: []Pool{edited}}); err != nil {

@@ -3,6 +3,7 @@ package lease_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -14,64 +15,89 @@ import (
 	"github.com/talkingdata/oam-docker-ipam/lease"
 )
 
-// subnet is a pool as RequestPool carries it.
-func subnet(t *testing.T, text string) lease.Pool {
+// wanted is a pool as RequestPool carries it, with options as name=value.
+func wanted(t *testing.T, subnet string, options ...string) lease.Pool {
 	t.Helper()
-	p, err := lease.NewPool(text, "", nil)
+	texts := map[string]string{}
+	for _, o := range options {
+		name, value, _ := strings.Cut(o, "=")
+		texts[name] = value
+	}
+	p, err := lease.NewPool(subnet, "", texts)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return p
 }
 
+// subnet is a pool as RequestPool carries it.
+func subnet(t *testing.T, text string) lease.Pool {
+	t.Helper()
+	return wanted(t, text)
+}
+
+// errVLAN is the client's error about an interface that is yet to be made.
+var errVLAN = fmt.Errorf("%w: eth0.10 on eth0", lease.ErrNoVLAN)
+
+// What a network becomes, and what its user finds in the log. What is decided of
+// offers in detail is TestSettle's.
 func TestAddPool(t *testing.T) {
-	offer := lease.Offer{Server: addr("198.51.100.1"), Address: addr("192.0.2.99"), Subnet: netip.MustParsePrefix("192.0.2.0/24"), Router: addr("192.0.2.254")}
-	with := func(change func(*lease.Offer)) lease.Offer {
-		o := offer
-		change(&o)
-		return o
-	}
+	const second = time.Second
 	for name, c := range map[string]struct {
-		offer   lease.Offer
-		gateway string
-		warning string
+		pool            lease.Pool
+		offer           func(*lease.Offer) // a change of the usual one
+		fails           error              // the probe, if not nil
+		takes           time.Duration
+		subnet, gateway string
+		from            string
+		warning         string
+		probes          int
 	}{
-		"router":                    {offer, "192.0.2.254", ""},
-		"no router":                 {with(func(o *lease.Offer) { o.Router = netip.Addr{} }), "192.0.2.1", "names no router"},
-		"router of another subnet":  {with(func(o *lease.Offer) { o.Router = addr("198.51.100.254") }), "192.0.2.1", "names no router"},
-		"router that is no host":    {with(func(o *lease.Offer) { o.Router = addr("192.0.2.255") }), "192.0.2.1", "names no router"},
-		"another prefix length":     {with(func(o *lease.Offer) { o.Subnet = netip.MustParsePrefix("192.0.2.0/25") }), "192.0.2.254", ""},
-		"no prefix length":          {with(func(o *lease.Offer) { o.Subnet = netip.Prefix{} }), "192.0.2.254", ""},
-		"no server that says a bit": {lease.Offer{}, "192.0.2.1", "no DHCP server answered"},
+		"subnet given":              {pool: subnet(t, "192.0.2.0/24"), subnet: "192.0.2.0/24", gateway: "192.0.2.1", from: "option 3 of server 198.51.100.1", probes: 1},
+		"subnet learned":            {pool: subnet(t, ""), subnet: "192.0.2.0/24", gateway: "192.0.2.1", from: "option 3 of server 198.51.100.1", probes: 1},
+		"no router":                 {pool: subnet(t, "192.0.2.0/24"), offer: func(o *lease.Offer) { o.Router = netip.Addr{} }, subnet: "192.0.2.0/24", gateway: "192.0.2.1", from: "first address of the subnet", warning: "names no router", probes: 1},
+		"learned without a router":  {pool: subnet(t, ""), offer: func(o *lease.Offer) { o.Router = netip.Addr{} }, subnet: "192.0.2.0/24", gateway: "192.0.2.1", from: "first address of the subnet", warning: "names no router", probes: 1},
+		"no server that says a bit": {pool: subnet(t, "192.0.2.0/24"), fails: lease.ErrNoAnswer, takes: 8 * second, subnet: "192.0.2.0/24", gateway: "192.0.2.1", from: "first address of the subnet", warning: "no DHCP server answered", probes: 1},
+		"no probe wanted":           {pool: wanted(t, "192.0.2.0/24", "probe=off"), subnet: "192.0.2.0/24", gateway: "192.0.2.1", from: "first address of the subnet"},
+		"VLAN to be made":           {pool: subnet(t, "192.0.2.0/24"), fails: errVLAN, subnet: "192.0.2.0/24", gateway: "192.0.2.1", from: "first address of the subnet", warning: "eth0.10 on eth0\" for=1m0s", probes: 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inWorld(t, func(w *world) {
-				w.server.onProbe.set(func(ctx context.Context, _ lease.Pool, accept func(lease.Offer) error) (lease.Offer, error) {
-					if !c.offer.Server.IsValid() {
-						<-ctx.Done()
-						return lease.Offer{}, lease.ErrNoAnswer
+				w.server.onProbe.set(func(ctx context.Context, p lease.Pool, _ lease.MAC) ([]lease.Offer, error) {
+					if errors.Is(c.fails, lease.ErrNoAnswer) {
+						return silentProbe(ctx, p, lease.MAC{})
 					}
-					return c.offer, accept(c.offer)
+					o := w.server.offer()
+					if c.offer != nil {
+						c.offer(&o)
+					}
+					return []lease.Offer{o}, c.fails
 				})
-				w.store.before.set(func(string) error { time.Sleep(time.Millisecond); return nil })
 				began := time.Now()
-				p, err := w.manager.AddPool(w.Context(), subnet(t, "192.0.2.0/24"))
+				p, err := w.manager.AddPool(w.Context(), c.pool)
 				if err != nil {
 					t.Fatal(err)
 				}
-				if took := time.Since(began); took > 8*time.Second+time.Millisecond || took < time.Millisecond {
-					t.Errorf("took %v", took)
+				if took := time.Since(began); took != c.takes {
+					t.Errorf("took %v, want %v", took, c.takes)
 				}
-				if p.Gateway != addr(c.gateway) || !strings.Contains(p.ID, "gateway="+c.gateway) {
-					t.Errorf("gateway %v, ID %q, want %v", p.Gateway, p.ID, c.gateway)
+				if p.Subnet.String() != c.subnet || p.Gateway != addr(c.gateway) || !strings.HasPrefix(p.ID, c.subnet+"?gateway="+c.gateway+"&id=") {
+					t.Errorf("subnet %v, gateway %v, ID %q", p.Subnet, p.Gateway, p.ID)
 				}
-				if stored := w.store.pools[p.ID]; stored.Gateway != p.Gateway || stored.Subnet != p.Subnet {
+				if stored := w.store.pools[p.ID]; stored.Gateway != p.Gateway || stored.Subnet != p.Subnet || stored.FirstWait != p.FirstWait || len(w.store.pools) != 1 {
 					t.Errorf("stored %+v", stored)
+				}
+				if lines := w.lines("pool added", "subnet="+c.subnet, "gateway="+c.gateway+" ", `from="`+c.from+`"`); len(lines) != 1 {
+					t.Errorf("not in the log: %s from %s", c.gateway, c.from)
 				}
 				if log := w.log.String(); !strings.Contains(log, c.warning) || strings.Contains(log, "WARN") != (c.warning != "") {
 					t.Errorf("want a warning %q in the log", c.warning)
 				}
-				w.store.before.set(nil)
+				w.server.mu.Lock()
+				if n := len(w.server.seen); n != c.probes {
+					t.Errorf("probed %d times, want %d", n, c.probes)
+				}
+				w.server.mu.Unlock()
 				w.acquire(p.ID, lease.Endpoint{MAC: mac(1)})
 			})
 		})
@@ -79,25 +105,150 @@ func TestAddPool(t *testing.T) {
 }
 
 func TestAddPoolRefusals(t *testing.T) {
-	inWorld(t, func(w *world) {
-		// The server serves another subnet than the user thinks.
-		_, err := w.manager.AddPool(w.Context(), subnet(t, "203.0.113.0/24"))
-		w.fails(err, "198.51.100.1", "192.0.2.99", "203.0.113.0/24", "--subnet")
-
-		w.server.onProbe.set(func(context.Context, lease.Pool, func(lease.Offer) error) (lease.Offer, error) {
-			return lease.Offer{}, errDown
+	for name, c := range map[string]struct {
+		global lease.Options
+		pool   lease.Pool
+		probe  func(context.Context, lease.Pool, lease.MAC) ([]lease.Offer, error)
+		takes  time.Duration
+		is     error
+		says   []string
+		probes int
+	}{
+		"another subnet":            {pool: subnet(t, "203.0.113.0/24"), says: []string{"198.51.100.1", "192.0.2.99", "192.0.2.0/24", "not a host of the subnet 203.0.113.0/24", "--subnet"}, probes: 1},
+		"an error":                  {pool: subnet(t, "192.0.2.0/24"), probe: failingProbe(errDown), is: errDown, probes: 1},
+		"an error, nothing given":   {pool: subnet(t, ""), probe: failingProbe(errDown), is: errDown, probes: 1},
+		"silence":                   {pool: subnet(t, ""), probe: silentProbe, takes: 8 * time.Second, is: lease.ErrNoAnswer, says: []string{"--subnet 192.0.2.0/24 --gateway 192.0.2.1"}, probes: 1},
+		"VLAN to be made":           {pool: subnet(t, ""), probe: failingProbe(errVLAN), is: lease.ErrNoVLAN, says: []string{"eth0.10 on eth0: spanning tree may block a new VLAN port for up to 50 seconds, so it can't be probed; create the network with --subnet and --gateway"}, probes: 1},
+		"no probe, nothing given":   {pool: wanted(t, "", "probe=off"), says: []string{"probe=off", "--subnet 192.0.2.0/24 --gateway 192.0.2.1"}},
+		"no probe in general":       {global: lease.Options{Probe: lease.Off}, pool: subnet(t, ""), says: []string{"probe=off"}},
+		"option 82 by broadcast":    {global: lease.Options{Interface: "eth0"}, pool: wanted(t, "192.0.2.0/24", "option82=host"), says: []string{"option82=host", "by broadcast on eth0", "dhcp_server"}},
+		"frames of a relay agent's": {global: lease.Options{Servers: []lease.Server{{Host: "192.0.2.3", Port: 67}}}, pool: wanted(t, "192.0.2.0/24", "ether_source=container"), says: []string{"ether_source=container", "dhcp_interface"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inWorldOf(t, c.global, func(w *world) {
+				w.server.onProbe.set(c.probe)
+				began := time.Now()
+				_, err := w.manager.AddPool(w.Context(), c.pool)
+				w.fails(err, c.says...)
+				if c.is != nil && !errors.Is(err, c.is) {
+					t.Errorf("error %v, want %v", err, c.is)
+				}
+				if took := time.Since(began); took != c.takes {
+					t.Errorf("took %v, want %v", took, c.takes)
+				}
+				if n := len(w.server.seen); n != c.probes {
+					t.Errorf("the server saw %v", w.server.seen)
+				}
+				w.server.forget()
+				if len(w.store.pools) != 0 {
+					t.Errorf("stored are %v", w.store.pools)
+				}
+			})
 		})
-		if _, err := w.manager.AddPool(w.Context(), subnet(t, "192.0.2.0/24")); !errors.Is(err, errDown) {
-			t.Errorf("error %v, want the client's", err)
-		}
+	}
+}
 
-		w.server.onProbe.set(nil)
+func TestAddPoolThatCannotBeStored(t *testing.T) {
+	inWorld(t, func(w *world) {
 		w.store.before.set(failing("PutPool"))
-		_, err = w.manager.AddPool(w.Context(), subnet(t, "192.0.2.0/24"))
+		_, err := w.manager.AddPool(w.Context(), subnet(t, "192.0.2.0/24"))
 		w.fails(err, "store the network", errDiskFull.Error())
 		if len(w.store.pools) != 0 {
 			t.Errorf("stored are %v", w.store.pools)
 		}
+	})
+}
+
+// Its servers can't be probed before the engine has made the interface, and its
+// port may be blocked for a while after.
+func TestNetworkOnANewVLAN(t *testing.T) {
+	after := func(w *world, d time.Duration) {
+		w.server.onAcquire.set(func(ctx context.Context, r lease.Request) (lease.Lease, error) {
+			select {
+			case <-time.After(d):
+				return w.server.grant(r)
+			case <-ctx.Done():
+				return lease.Lease{}, lease.ErrNoAnswer
+			}
+		})
+	}
+	create := func(w *world) string {
+		w.server.onProbe.set(failingProbe(errVLAN))
+		p, err := w.manager.AddPool(w.Context(), subnet(t, "192.0.2.0/24"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.server.onProbe.set(nil)
+		return p.ID
+	}
+	for name, restart := range map[string]bool{"": false, "after a restart": true} {
+		t.Run("the first request takes longer "+name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				pool := create(w)
+				after(w, 61*time.Second)
+				began := time.Now()
+				w.refused(pool, lease.Endpoint{MAC: mac(1)}, lease.ErrNoAnswer.Error())
+				if took := time.Since(began); took != 60*time.Second {
+					t.Errorf("refused after %v", took)
+				}
+				if restart {
+					w.restart(0)
+				}
+				// That was no lease.
+				after(w, 55*time.Second)
+				w.acquire(pool, lease.Endpoint{MAC: mac(1)})
+				if restart {
+					w.restart(0)
+				}
+				began = time.Now()
+				w.refused(pool, lease.Endpoint{MAC: mac(2)}, lease.ErrNoAnswer.Error())
+				if took := time.Since(began); took != timeout {
+					t.Errorf("the second one was refused after %v", took)
+				}
+				w.server.forget()
+			})
+		})
+	}
+	t.Run("a longer time-out stays", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			config := w.config()
+			config.Timeout = 2 * time.Minute
+			var err error
+			if w.manager, err = lease.NewManager(w.store, w.server, config); err != nil {
+				t.Fatal(err)
+			}
+			defer w.manager.Close()
+			pool := create(w)
+			after(w, 119*time.Second)
+			w.acquire(pool, lease.Endpoint{MAC: mac(1)})
+		})
+	})
+	t.Run("the end can't be stored", func(t *testing.T) {
+		inWorld(t, func(w *world) {
+			pool := create(w)
+			// From the first request on; the second change is the end's.
+			changes := 0
+			w.store.before.set(func(call string) error {
+				if call == "PutPool" {
+					if changes++; changes == 2 {
+						return errDiskFull
+					}
+				}
+				return nil
+			})
+			w.acquire(pool, lease.Endpoint{MAC: mac(1)})
+			if n := len(w.lines("WARN", "patience", errDiskFull.Error())); n != 1 {
+				t.Errorf("%d warnings", n)
+			}
+			if w.store.pools[pool].FirstWait == 0 {
+				t.Error("it ended all the same")
+			}
+			w.acquire(pool, lease.Endpoint{MAC: mac(2)})
+			if w.store.pools[pool].FirstWait != 0 {
+				t.Error("the second lease didn't end it")
+			}
+		})
 	})
 }
 
@@ -107,12 +258,12 @@ func TestAddPoolForACallerThatIsGone(t *testing.T) {
 			inWorld(t, func(w *world) {
 				ctx, cancel := context.WithCancelCause(w.Context())
 				leave := errors.New("the engine hung up")
-				w.server.onProbe.set(func(_ context.Context, _ lease.Pool, accept func(lease.Offer) error) (lease.Offer, error) {
+				w.server.onProbe.set(func(context.Context, lease.Pool, lease.MAC) ([]lease.Offer, error) {
 					if gone == "probe" {
 						cancel(leave)
-						return lease.Offer{}, lease.ErrNoAnswer
+						return nil, lease.ErrNoAnswer
 					}
-					return lease.Offer{Server: addr("198.51.100.1"), Address: addr("192.0.2.9")}, nil
+					return []lease.Offer{w.server.offer()}, nil
 				})
 				w.store.before.set(func(call string) error {
 					if call == gone {
@@ -123,8 +274,8 @@ func TestAddPoolForACallerThatIsGone(t *testing.T) {
 				if _, err := w.manager.AddPool(ctx, subnet(t, "192.0.2.0/24")); !errors.Is(err, leave) {
 					t.Errorf("error %v", err)
 				}
-				if len(w.store.pools) != 0 {
-					t.Errorf("stored are %v", w.store.pools)
+				if len(w.store.pools) != 0 || slices.Contains(w.store.calls, "PutPool") != (gone == "PutPool") {
+					t.Errorf("stored are %v, by %v", w.store.pools, w.store.calls)
 				}
 			})
 		})
@@ -134,19 +285,25 @@ func TestAddPoolForACallerThatIsGone(t *testing.T) {
 func TestGateway(t *testing.T) {
 	inWorld(t, func(w *world) {
 		pool := w.pool()
-		for asked, want := range map[string]string{"": "192.0.2.1/24", "192.0.2.254": "192.0.2.254/24"} {
+		for _, c := range []struct{ asked, want string }{
+			{"", "192.0.2.1"}, {"192.0.2.254", "192.0.2.254"}, {"", "192.0.2.254"},
+		} {
 			var a netip.Addr
-			if asked != "" {
-				a = addr(asked)
+			if c.asked != "" {
+				a = addr(c.asked)
 			}
 			got, err := w.manager.Gateway(w.Context(), pool, a)
 			w.works(err)
-			if asked != "" && got.String() != want {
-				t.Errorf("asked for %q: got %v, want %v", asked, got, want)
+			if got.String() != c.want+"/24" {
+				t.Errorf("asked for %q: got %v, want %v", c.asked, got, c.want)
 			}
 			if stored := w.store.pools[pool].Gateway; stored != got.Addr() {
 				t.Errorf("stored %v, answered %v", stored, got)
 			}
+		}
+		// What the engine wants to know is no news.
+		if given := w.lines("gateway given", "from=--gateway"); len(given) != 1 || !strings.Contains(given[0], "gateway=192.0.2.254") {
+			t.Errorf("in the log: %q", given)
 		}
 		w.refused(pool, lease.Endpoint{MAC: mac(1), Address: addr("192.0.2.254")}, "gateway")
 		for _, a := range []string{"198.51.100.1", "192.0.2.0", "192.0.2.255", "2001:db8::1"} {

@@ -242,6 +242,31 @@ func Defaults() Options {
 // instead of as a relay agent.
 func (o Options) ByBroadcast() bool { return o.Interface != "" }
 
+// suits refuses options that belong to one way of asking servers where the other
+// is in force, in o. Own are the network's: the daemon's relay address is no
+// mistake where a network has left it unused.
+func (o Options) suits(own Options) error {
+	if !o.ByBroadcast() {
+		if len(o.Servers) > 0 && o.EtherSource == SourceContainer {
+			return fmt.Errorf("ether_source=%s is for servers that are asked by broadcast, and these are asked as a relay agent: leave it out, or give dhcp_interface instead of dhcp_server", o.EtherSource)
+		}
+		return nil
+	}
+	agent := Options{Relay: own.Relay, RelayPort: own.RelayPort, LinkSelection: own.LinkSelection, Agent: o.Agent}
+	if o.LinkSelection == Select118 {
+		agent.LinkSelection = Select118
+	}
+	texts := agent.Texts()
+	if len(texts) == 0 {
+		return nil
+	}
+	var settings []string
+	for _, name := range slices.Sorted(maps.Keys(texts)) {
+		settings = append(settings, name+"="+texts[name])
+	}
+	return fmt.Errorf("%s: for relay agents only, and the servers are asked by broadcast on %s (servers discard option 82 without giaddr, RFC 3046 section 2.1): leave it out, or give dhcp_server instead of dhcp_interface", strings.Join(settings, " "), o.Interface)
+}
+
 // maxServers bounds what one request asks.
 const maxServers = 16
 
@@ -370,8 +395,8 @@ var options = map[string]option{
 	"user_class":   text(func(o *Options) *string { return &o.UserClass }, isPrintable),
 	"host_name":    word(func(o *Options) *Switch { return &o.HostName }, On, Off),
 	"fqdn": text(func(o *Options) *string { return &o.FQDN }, func(s string) error {
-		if !isHostName(s) {
-			return errors.New("want a DNS domain such as example.org")
+		if !isHostName(s) || len(s) > maxDomain {
+			return fmt.Errorf("want a DNS domain such as example.org, of at most %d characters", maxDomain)
 		}
 		return nil
 	}),
@@ -388,6 +413,10 @@ func isInterface(s string) error {
 
 // maxText is the longest of the texts that go into DHCP options, in bytes.
 const maxText = 64
+
+// maxDomain is the longest domain of an FQDN: with three bytes before it, a host
+// name of 63 and the lengths of labels, it fits into the 255 of option 81.
+const maxDomain = 186
 
 // isPrintable refuses what would be unreadable in a server's log.
 func isPrintable(s string) error {

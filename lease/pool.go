@@ -3,7 +3,6 @@ package lease
 import (
 	"crypto/rand"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net/netip"
 	"net/url"
@@ -19,7 +18,8 @@ type Pool struct {
 	// ID is the engine's handle. It is unique for each request of a pool and
 	// describes the pool in readable text (see ParsePoolID).
 	ID string `json:"id"`
-	// Subnet is the network's address and prefix length, /1 to /30.
+	// Subnet is the network's address and prefix length, /1 to /30; zero until
+	// AddPool has learned it, where its user gave none.
 	Subnet netip.Prefix `json:"subnet"`
 	// Range is --ip-range, zero without it. Servers don't know of it: an
 	// address outside is refused.
@@ -33,6 +33,14 @@ type Pool struct {
 	// AuxUntil ends the time in which an address request without a MAC can
 	// be an auxiliary one; zero from the pool's first endpoint on.
 	AuxUntil time.Time `json:"aux_until,omitzero"`
+	// FirstWait is how long a request may take at least while the network has
+	// had no lease yet: its VLAN's port may be blocked at first. Zero from the
+	// first lease on, and for all other networks.
+	FirstWait time.Duration `json:"first_wait,omitzero"`
+	// SharedMAC: its endpoints share their parent's MAC, as on ipvlan, and the
+	// engine tells none. Theirs are made here and go to the servers only, so
+	// that these must be asked as a relay agent.
+	SharedMAC bool `json:"shared_mac,omitempty"`
 	// Adopted: made by a reconcile for endpoints whose PoolID isn't known.
 	Adopted bool `json:"adopted,omitempty"`
 }
@@ -41,45 +49,58 @@ type Pool struct {
 // addresses: the engine does so at once, so this is generous.
 const auxWindow = 60 * time.Second
 
-// NewPool reads what RequestPool carries: --subnet, --ip-range (or "") and
-// --ipam-opt. The pool has neither ID nor gateway yet.
+// NewPool reads what RequestPool carries: --subnet (or "", for AddPool to learn
+// it), --ip-range (or "") and --ipam-opt. The pool has neither ID nor gateway
+// yet.
 func NewPool(subnet, ipRange string, texts map[string]string) (Pool, error) {
-	if subnet == "" {
-		return Pool{}, errors.New("no subnet given: create the network with --subnet, and --gateway unless the DHCP server names the router, for example --subnet 192.0.2.0/24 --gateway 192.0.2.1")
+	var pool Pool
+	var err error
+	if subnet != "" {
+		if pool.Subnet, err = parseSubnet(subnet); err != nil {
+			return Pool{}, err
+		}
+	} else if ipRange != "" {
+		return Pool{}, fmt.Errorf("--ip-range %s without --subnet: a subnet that is yet to be learned need not contain it; give both", ipRange)
 	}
-	prefix, err := parseSubnet(subnet)
-	if err != nil {
-		return Pool{}, err
-	}
-	pool := Pool{Subnet: prefix}
 	if ipRange != "" {
 		within, err := netip.ParsePrefix(ipRange)
 		if err != nil {
 			return Pool{}, fmt.Errorf("parse --ip-range %q: want an address with a prefix length, such as 192.0.2.128/25", ipRange)
 		}
-		if within.Bits() < prefix.Bits() || !prefix.Contains(within.Addr()) {
-			return Pool{}, fmt.Errorf("--ip-range %s is not within the subnet %s", ipRange, prefix)
+		if within.Bits() < pool.Subnet.Bits() || !pool.Subnet.Contains(within.Addr()) {
+			return Pool{}, fmt.Errorf("--ip-range %s is not within the subnet %s", ipRange, pool.Subnet)
 		}
 		pool.Range = within.Masked()
 	}
-	pool.Options, err = ParseOptions(texts)
-	return pool, err
+	if pool.Options, err = ParseOptions(texts); err != nil {
+		return Pool{}, err
+	}
+	if err := pool.Options.suits(pool.Options); err != nil {
+		return Pool{}, err
+	}
+	return pool, nil
 }
 
 func parseSubnet(s string) (netip.Prefix, error) {
 	prefix, err := netip.ParsePrefix(s)
-	switch {
-	case err != nil:
+	if err != nil {
 		return netip.Prefix{}, fmt.Errorf("parse subnet %q: want an address with a prefix length, such as 192.0.2.0/24", s)
-	case !prefix.Addr().Is4():
-		return netip.Prefix{}, fmt.Errorf("IPv6 subnet %s: this driver serves IPv4 only; create the network without --ipv6", s)
-	case prefix.Bits() == 0 || prefix.Bits() > 30:
-		return netip.Prefix{}, fmt.Errorf("subnet %s: a prefix length from /1 to /30 is needed, since a network has a gateway and containers", s)
-	case !Unicast(prefix.Masked().Addr()) && !prefix.Masked().Addr().IsUnspecified():
-		return netip.Prefix{}, fmt.Errorf("subnet %s: not a unicast range", s)
 	}
 	// Engine 20.10 passes host bits on.
-	return prefix.Masked(), nil
+	return prefix.Masked(), checkSubnet(prefix)
+}
+
+// checkSubnet refuses what no network of ours can have.
+func checkSubnet(prefix netip.Prefix) error {
+	switch first := prefix.Masked().Addr(); {
+	case !first.Is4():
+		return fmt.Errorf("IPv6 subnet %s: this driver serves IPv4 only; create the network without --ipv6", prefix)
+	case prefix.Bits() == 0 || prefix.Bits() > 30:
+		return fmt.Errorf("subnet %s: a prefix length from /1 to /30 is needed, since a network has a gateway and containers", prefix)
+	case !Unicast(first) && !first.IsUnspecified():
+		return fmt.Errorf("subnet %s: not a unicast range", prefix)
+	}
+	return nil
 }
 
 // newID makes an ID that is unique and from which the pool can be told:
@@ -115,6 +136,9 @@ func (p Pool) describe(values url.Values) string {
 	if p.Gateway.IsValid() {
 		values.Set("gateway", p.Gateway.String())
 	}
+	if p.SharedMAC {
+		values.Set("shared_mac", "yes")
+	}
 	// A query may hold these three bare (RFC 3986 section 3.4), and people
 	// read IDs in logs.
 	readable := strings.NewReplacer("%2F", "/", "%3A", ":", "%2C", ",")
@@ -143,6 +167,7 @@ func ParsePoolID(id string) (Pool, error) {
 	delete(texts, "id")
 	delete(texts, "range")
 	delete(texts, "gateway")
+	delete(texts, "shared_mac")
 	pool, err := NewPool(subnet, ipRange, texts)
 	if err != nil {
 		return Pool{}, fmt.Errorf("%w (%w)", unknown, err)
@@ -155,7 +180,7 @@ func ParsePoolID(id string) (Pool, error) {
 			return Pool{}, fmt.Errorf("%w (gateway: %w)", unknown, err)
 		}
 	}
-	pool.ID = id
+	pool.ID, pool.SharedMAC = id, values.Has("shared_mac")
 	return pool, nil
 }
 
@@ -174,6 +199,8 @@ func (p Pool) broadcast() netip.Addr {
 // inSubnet refuses an address that no host of the subnet can have.
 func (p Pool) inSubnet(addr netip.Addr) error {
 	switch {
+	case !p.Subnet.IsValid():
+		return fmt.Errorf("address %s: no subnet of the network is known", addr)
 	case !p.Subnet.Contains(addr):
 		return fmt.Errorf("address %s is outside the network's subnet %s", addr, p.Subnet)
 	case addr == p.Subnet.Addr() || addr == p.broadcast():

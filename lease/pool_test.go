@@ -14,8 +14,7 @@ func TestNewPoolRefusals(t *testing.T) {
 		subnet, within string
 		want           []string // parts of the message
 	}{
-		{"", "", []string{"--subnet", "--gateway"}},
-		{"", "192.0.2.0/24", []string{"--subnet"}},
+		{"", "192.0.2.0/24", []string{"--ip-range 192.0.2.0/24", "--subnet"}},
 		{"192.0.2.0", "", []string{`"192.0.2.0"`, "prefix length"}},
 		{"192.0.2.0/33", "", []string{`"192.0.2.0/33"`}},
 		{"192.0.2.0/-1", "", []string{`"192.0.2.0/-1"`}},
@@ -54,6 +53,15 @@ func TestNewPoolRefusals(t *testing.T) {
 	if _, err := NewPool("192.0.2.0/24", "", map[string]string{"mtu": "9000"}); err == nil || !strings.Contains(err.Error(), `unknown option "mtu"`) {
 		t.Errorf("unknown option: %v", err)
 	}
+	// What belongs to a relay agent, on a network that is asked for by broadcast.
+	for name, text := range map[string]string{"listen_addr": "0.0.0.0", "listen_port": "1067", "link_selection": "off", "option82": "host", "dhcp_server": "192.0.2.1"} {
+		for _, subnet := range []string{"192.0.2.0/24", ""} {
+			p, err := NewPool(subnet, "", map[string]string{"dhcp_interface": "eth0", name: text})
+			if err == nil || !strings.Contains(err.Error(), name+"="+text) || !strings.Contains(err.Error(), "eth0") || !reflect.DeepEqual(p, Pool{}) {
+				t.Errorf("%s: got %+v, %v", name, p, err)
+			}
+		}
+	}
 }
 
 func TestNewPool(t *testing.T) {
@@ -64,6 +72,7 @@ func TestNewPool(t *testing.T) {
 		{"192.0.2.0/24", "192.0.2.9/32", "192.0.2.0/24", "192.0.2.9/32"},
 		{"10.0.0.0/8", "", "10.0.0.0/8", ""},
 		{"1.2.3.4/1", "", "0.0.0.0/1", ""},
+		{"", "", "", ""}, // to be learned
 	}
 	for _, c := range cases {
 		p, err := NewPool(c.subnet, c.within, map[string]string{"dhcp_server": "198.51.100.1"})
@@ -71,7 +80,10 @@ func TestNewPool(t *testing.T) {
 			t.Errorf("%s, %s: %v", c.subnet, c.within, err)
 			continue
 		}
-		want := Pool{Subnet: netip.MustParsePrefix(c.wantSubnet), Options: Options{Servers: []Server{{"198.51.100.1", 67}}}}
+		want := Pool{Options: Options{Servers: []Server{{"198.51.100.1", 67}}}}
+		if c.wantSubnet != "" {
+			want.Subnet = netip.MustParsePrefix(c.wantSubnet)
+		}
 		if c.wantRange != "" {
 			want.Range = netip.MustParsePrefix(c.wantRange)
 		}
@@ -117,6 +129,7 @@ func randomPool(r *rand.Rand) Pool {
 	if r.IntN(4) > 0 {
 		p.Gateway = within(r, p.Subnet)
 	}
+	p.SharedMAC = r.IntN(2) == 0
 	return p
 }
 
@@ -150,11 +163,12 @@ func TestLegacyPoolID(t *testing.T) {
 }
 
 var hostileIDs = []string{
-	"", "?", "?id=x", "192.0.2.0/24", "192.0.2.0/24?", "192.0.2.0/24?id=", "192.0.2.0/24?gateway=192.0.2.1",
+	"", "?", "?id=x", "?id=x&dhcp_interface=eth0", "192.0.2.0/24", "192.0.2.0/24?", "192.0.2.0/24?id=", "192.0.2.0/24?gateway=192.0.2.1",
 	"192.0.2.0/31?id=x", "0.0.0.0/0?id=x", "2001:db8::/64?id=x", "::1", "0.0.0.0", "224.0.0.1", "255.255.255.255", "::ffff:192.0.2.0",
 	"192.0.2.0/24?id=x&mtu=9000", "192.0.2.0/24?id=x&range=192.0.3.0/24", "192.0.2.0/24?id=x&dhcp_server=10.0.0.300",
 	"192.0.2.0/24?id=x&gateway=y", "192.0.2.0/24?id=x&gateway=198.51.100.1", "192.0.2.0/24?id=x&gateway=::1", "192.0.2.0/24?id=x&gateway=fe80::1%25eth0",
 	"192.0.2.0/24?id=x&gateway=192.0.2.0", "192.0.2.0/24?id=x&gateway=192.0.2.255", "192.0.2.0/24?id=x&gateway=::ffff:192.0.2.1",
+	"192.0.2.0/24?id=x&dhcp_interface=eth0&dhcp_server=198.51.100.1", "192.0.2.0/24?id=x&dhcp_interface=eth0&option82=host",
 	"192.0.2.0/24?id=x;y", "192.0.2.0/24?id=%zz", "192.0.2.0/24?%", "LocalDefault/192.0.2.0/24", "\x00", strings.Repeat("a", 100000),
 }
 
@@ -224,6 +238,9 @@ func TestAllowedAddresses(t *testing.T) {
 		{"192.0.2.255", []string{"network or broadcast", "192.0.2.0/24"}, []string{"network or broadcast"}},
 		{"::ffff:192.0.2.200", []string{"outside"}, []string{"outside"}},
 		{"2001:db8::1", []string{"outside"}, []string{"outside"}},
+	}
+	if err := (Pool{}).allows(netip.MustParseAddr("192.0.2.200"), true); err == nil || !strings.Contains(err.Error(), "no subnet of the network") {
+		t.Errorf("of no subnet: %v", err)
 	}
 	for _, c := range cases {
 		for _, asked := range []bool{false, true} {

@@ -64,27 +64,27 @@ func (m *Manager) Reconcile(ctx context.Context, seen Inventory, dryRun bool) ([
 	m.reconciling.Lock()
 	defer m.reconciling.Unlock()
 	r := &reconciliation{Manager: m, seen: seen, dryRun: dryRun, taken: map[place]bool{}, unanswered: map[string]int{}}
-	leases, pool := m.snapshot()
-	if len(leases) > 0 {
+	places, pool := m.snapshot()
+	if len(places) > 0 {
 		// Whether leases wait is known only once the host is.
 		if _, err := m.self(ctx, pool); err != nil {
 			m.log.Warn("host identity not known yet", "error", err)
 		}
 	}
-	if len(seen.Networks) == 0 && len(leases) > 0 {
-		return nil, fmt.Errorf("the engine has no network of this driver, but %d leases are held: is it the right engine (--docker)? If it is, give them back with: oam-docker-ipam release ADDRESS", len(leases))
+	if len(seen.Networks) == 0 && len(places) > 0 {
+		return nil, fmt.Errorf("the engine has no network of this driver, but %d leases are held: is it the right engine (--docker)? If it is, give them back with: oam-docker-ipam release ADDRESS", len(places))
 	}
 
-	places := map[place]Lease{}
-	for _, l := range leases {
-		places[l.place()] = l
-	}
 	var strangers []endpoint
 	for _, n := range seen.Networks {
-		pool, wrong := NewPool(n.Subnet, n.Range, n.Options)
+		pool, wrong := n.pool()
+		if wrong != nil && n.SharedMAC {
+			// Nothing but its options tells its leases from another network's.
+			return nil, fmt.Errorf("network %s: %w", n.Name, wrong)
+		}
 		for _, a := range n.Attachments {
 			ep := endpoint{a, n.Name, pool}
-			at, err := ep.lease().place(), wrong
+			at, err := ep.place(), wrong
 			if err == nil {
 				at.subnet, err = pool.Subnet, pool.inSubnet(a.Prefix.Addr())
 			}
@@ -103,10 +103,14 @@ func (m *Manager) Reconcile(ctx context.Context, seen Inventory, dryRun bool) ([
 			}
 		}
 	}
+	if len(places) > 0 || !dryRun {
+		// Otherwise a dry run would be the first to store who this host is.
+		r.makeMACs(ctx, strangers, places)
+	}
 	// Endpoints first: what they replace isn't missed.
 	replaced := r.adoptAll(ctx, strangers)
-	for _, l := range leases {
-		if !r.taken[l.place()] && !replaced[l.Key()] {
+	for at, l := range places {
+		if !r.taken[at] && !replaced[l.Key()] {
 			if err := r.miss(ctx, l); err != nil {
 				return r.findings, err
 			}
@@ -118,13 +122,14 @@ func (m *Manager) Reconcile(ctx context.Context, seen Inventory, dryRun bool) ([
 	return r.findings, ctx.Err()
 }
 
-// snapshot lists the leases and one of their pools.
-func (m *Manager) snapshot() (leases []Lease, pool Pool) {
+// snapshot lists the leases, and one of their pools.
+func (m *Manager) snapshot() (leases map[place]Lease, pool Pool) {
+	leases = map[place]Lease{}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, p := range m.pools {
 		for _, e := range p.byMAC {
-			leases, pool = append(leases, e.lease), p.Pool
+			leases[p.place(e.lease)], pool = e.lease, p.Pool
 		}
 	}
 	return leases, pool
@@ -162,15 +167,44 @@ func (e endpoint) lease() Lease {
 	return Lease{MAC: e.at.MAC, Name: e.at.Name, Container: e.at.Container, Prefix: e.at.Prefix}
 }
 
+func (e endpoint) place() place { return e.pool.place(e.lease()) }
+
 // place is where an endpoint and its lease meet. The same address may be in two
-// networks, on links that don't.
+// networks, on links that don't: the MAC tells them apart, and where that is
+// shared, what the networks' users gave.
 type place struct {
-	subnet netip.Prefix
-	addr   netip.Addr
-	mac    MAC
+	subnet  netip.Prefix
+	addr    netip.Addr
+	mac     MAC
+	network string
 }
 
-func (l Lease) place() place { return place{l.Prefix.Masked(), l.Addr(), l.MAC} }
+func (p Pool) place(l Lease) place {
+	at := place{subnet: l.Prefix.Masked(), addr: l.Addr()}
+	if p.SharedMAC {
+		at.network = p.adoptedID()
+	} else {
+		at.mac = l.MAC
+	}
+	return at
+}
+
+// makeMACs gives each endpoint that has no MAC of its own one that no other has.
+func (r *reconciliation) makeMACs(ctx context.Context, strangers []endpoint, leases map[place]Lease) {
+	inUse := map[MAC]bool{}
+	for at, l := range leases {
+		inUse[l.MAC] = inUse[l.MAC] || r.taken[at]
+	}
+	for i, ep := range strangers {
+		mac := ep.at.MAC
+		if ep.pool.SharedMAC {
+			if mac = r.madeMAC(ctx, ep.pool, ep.at.Name); inUse[mac] {
+				mac = randomMAC()
+			}
+		}
+		strangers[i].at.MAC, inUse[mac] = mac, true
+	}
+}
 
 // change edits a lease as it is now, if it is still the one that was listed.
 func (r *reconciliation) change(ctx context.Context, l Lease, edit func(p *pool, e *entry, now Lease) error) error {
@@ -335,19 +369,19 @@ func (r *reconciliation) inPlaceOf(ep endpoint) (stale, moved Lease, recent bool
 		}
 		for _, e := range []*entry{p.byAddr[ep.at.Prefix.Addr()], p.byMAC[ep.at.MAC]} {
 			switch {
-			case e == nil, e.lease.MAC != ep.at.MAC && r.taken[e.lease.place()]:
+			case e == nil, e.lease.MAC != ep.at.MAC && r.taken[p.place(e.lease)]:
 			case now.Sub(e.since) < orphanAge:
 				return Lease{}, Lease{}, true, nil
 			case e.lease.MAC != ep.at.MAC:
 				stale = e.lease
-			case r.taken[e.lease.place()]:
+			case r.taken[p.place(e.lease)]:
 				return Lease{}, Lease{}, false, fmt.Errorf("another container has its MAC address: %w", inUse(e.lease))
 			default:
 				moved = e.lease
 			}
 		}
 	}
-	return stale, moved, r.bindings.leftSince(ep.lease(), time.Now().Add(-orphanAge)), nil
+	return stale, moved, r.bindings.leftSince(ep.place(), time.Now().Add(-orphanAge)), nil
 }
 
 // adopt makes a lease of an endpoint: it asks the servers to prolong the address

@@ -1,6 +1,7 @@
 package lease_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -186,31 +187,25 @@ func TestUnknownPoolsThatSayNothing(t *testing.T) {
 func TestOldPoolIsTakenUp(t *testing.T) {
 	inWorld(t, func(w *world) {
 		const id = "192.0.2.0"
-		w.server.onProbe.set(func(ctx context.Context, _ lease.Pool, accept func(lease.Offer) error) (lease.Offer, error) {
-			<-ctx.Done()
-			return lease.Offer{}, lease.ErrNoAnswer
-		})
+		w.server.onProbe.set(silentProbe)
 		began := time.Now()
 		w.refused(id, lease.Endpoint{MAC: mac(1)}, "192.0.2.0", "prefix length", lease.ErrNoAnswer.Error())
 		if took := time.Since(began); took != 8*time.Second {
 			t.Errorf("took %v", took)
 		}
-		for _, other := range []string{"198.51.100.0/24", "192.0.2.128/25"} {
-			w.server.onProbe.set(func(_ context.Context, _ lease.Pool, accept func(lease.Offer) error) (lease.Offer, error) {
-				return lease.Offer{}, accept(lease.Offer{Server: w.server.id.get(), Address: addr("192.0.2.129"), Subnet: netip.MustParsePrefix(other)})
-			})
-			w.refused(id, lease.Endpoint{MAC: mac(1)}, "192.0.2.0", other)
+		// Of other networks, without option 1, with absurd masks.
+		for _, other := range []string{"198.51.100.0/24", "192.0.2.128/25", "", "192.0.2.0/31", "192.0.2.0/32"} {
+			o := lease.Offer{Server: w.server.id.get(), Address: addr("192.0.2.129"), Subnet: prefix(other)}
+			w.server.onProbe.set(offering(o))
+			w.refused(id, lease.Endpoint{MAC: mac(1)}, "192.0.2.0", cmp.Or(other, "subnet none"), "198.51.100.1")
 		}
-		w.server.onProbe.set(func(_ context.Context, _ lease.Pool, accept func(lease.Offer) error) (lease.Offer, error) {
-			return lease.Offer{}, accept(lease.Offer{Server: w.server.id.get(), Address: addr("192.0.2.9")}) // without option 1
-		})
-		w.refused(id, lease.Endpoint{MAC: mac(1)}, "192.0.2.0")
 		w.works(w.manager.Release(w.Context(), id, addr("192.0.2.10")))
 		if len(w.store.pools) != 0 {
 			t.Fatalf("stored are %v", w.store.pools)
 		}
 
-		w.server.onProbe.set(nil)
+		// One that knows the network is enough.
+		w.server.onProbe.set(offering(lease.Offer{Server: addr("198.51.100.2"), Address: addr("192.0.3.9"), Subnet: prefix("192.0.3.0/24")}, w.server.offer()))
 		w.server.forget()
 		if l := w.acquire(id, lease.Endpoint{MAC: mac(1)}); l.Prefix.String() != "192.0.2.10/24" {
 			t.Errorf("granted %v", l.Prefix)
@@ -225,17 +220,30 @@ func TestOldPoolIsTakenUp(t *testing.T) {
 	})
 }
 
+func TestOldPoolWithARouterOfElsewhere(t *testing.T) {
+	inWorld(t, func(w *world) {
+		o := w.server.offer()
+		o.Router = addr("198.51.100.254")
+		w.server.onProbe.set(offering(o))
+		w.acquire("192.0.2.0", lease.Endpoint{MAC: mac(1)})
+		if got, err := w.manager.Gateway(w.Context(), "192.0.2.0", netip.Addr{}); err != nil || got.String() != "192.0.2.1/24" {
+			t.Errorf("gateway %v, %v", got, err)
+		}
+	})
+}
+
 // Many containers start at once on a network that isn't known any more; and
 // what one of them changes, the taking up by another doesn't undo.
 func TestUnknownPoolIsTakenUpOnce(t *testing.T) {
 	inWorld(t, func(w *world) {
 		const id = "192.0.2.0"
 		probes := 0
-		w.server.onProbe.set(func(_ context.Context, _ lease.Pool, accept func(lease.Offer) error) (lease.Offer, error) {
+		w.server.onProbe.set(func(context.Context, lease.Pool, lease.MAC) ([]lease.Offer, error) {
 			probes++
 			time.Sleep(time.Duration(probes) * time.Second)
-			o := lease.Offer{Server: w.server.id.get(), Address: addr("192.0.2.99"), Subnet: netip.MustParsePrefix("192.0.2.0/24")}
-			return o, accept(o)
+			o := w.server.offer()
+			o.Router = netip.Addr{}
+			return []lease.Offer{o}, nil
 		})
 		var wg sync.WaitGroup
 		for n := range 5 {

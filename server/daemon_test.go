@@ -32,6 +32,7 @@ type fakeClient struct {
 	acquire func(context.Context, lease.Request) (lease.Lease, error)
 
 	mu       sync.Mutex
+	probes   []lease.Pool
 	table    map[netip.Addr]lease.MAC
 	next     int
 	requests []lease.Request
@@ -39,7 +40,16 @@ type fakeClient struct {
 
 var _ lease.Client = (*fakeClient)(nil)
 
+// unasked is the subnet of whoever asks for none.
+var unasked = netip.MustParsePrefix("192.0.2.0/24")
+
 func (c *fakeClient) Probe(_ context.Context, p lease.Pool, _ lease.MAC) ([]lease.Offer, error) {
+	c.mu.Lock()
+	c.probes = append(c.probes, p)
+	c.mu.Unlock()
+	if !p.Subnet.IsValid() {
+		p.Subnet = unasked
+	}
 	o := lease.Offer{Server: serverAddr, Address: c.host(p, 99), Subnet: p.Subnet, Router: c.host(p, 1)}
 	return []lease.Offer{o}, nil
 }
@@ -114,6 +124,15 @@ func (c *fakeClient) leased() map[netip.Addr]lease.MAC {
 	return leased
 }
 
+// probed lists the pools that were probed for since the last look.
+func (c *fakeClient) probed() []lease.Pool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	probes := c.probes
+	c.probes = nil
+	return probes
+}
+
 func (c *fakeClient) asked() []lease.Request {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -144,6 +163,7 @@ var began = time.Now()
 // daemon is the plugin as the engine sees it: a socket.
 type daemon struct {
 	t       testing.TB
+	as      lease.Driver
 	socket  string
 	client  *fakeClient
 	manager *lease.Manager
@@ -174,9 +194,17 @@ func newManager(t testing.TB, store lease.Store) (*lease.Manager, *fakeClient) {
 	return manager, client
 }
 
+// drivers are both that a daemon is.
+var drivers = lease.Drivers("talkingdata")
+
 func startDaemon(t testing.TB, store lease.Store, grace time.Duration) *daemon {
 	t.Helper()
-	d := &daemon{t: t, socket: filepath.Join(scratch(t), "talkingdata.sock")}
+	return startDaemonAs(t, drivers[0], store, grace)
+}
+
+func startDaemonAs(t testing.TB, as lease.Driver, store lease.Store, grace time.Duration) *daemon {
+	t.Helper()
+	d := &daemon{t: t, as: as, socket: filepath.Join(scratch(t), "talkingdata.sock")}
 	d.manager, d.client = newManager(t, store)
 	log := slog.New(slog.DiscardHandler)
 	l, err := Listen(d.socket)
@@ -185,7 +213,7 @@ func startDaemon(t testing.TB, store lease.Store, grace time.Duration) *daemon {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- Serve(ctx, l, New(d.manager, "talkingdata", log), grace, log) }()
+	go func() { ended <- Serve(ctx, l, New(d.manager, d.as, log), grace, log) }()
 	d.stop = sync.OnceValue(func() error { cancel(); return <-ended })
 	t.Cleanup(func() { _ = d.stop() })
 	return d

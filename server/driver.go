@@ -34,7 +34,7 @@ type (
 	}
 	capabilities struct {
 		// RequiresMACAddress makes the engine choose the MAC before it asks
-		// for an address. The ipvlan driver refuses such IPAM drivers.
+		// for an address. Docker's ipvlan refuses endpoints that have one.
 		RequiresMACAddress bool
 		// RequiresRequestReplay must be false: engines before 29 crash in a
 		// loop when a replayed pool is refused, and replayed endpoints carry
@@ -76,38 +76,44 @@ type (
 	nothing struct{}
 )
 
-// driver answers the engine.
+// driver answers the engine as one of its IPAM drivers.
 type driver struct {
 	manager *lease.Manager
-	name    string
+	as      lease.Driver
 	log     *slog.Logger
+	repeats *repeats
 }
 
 func (d driver) route(r *mux.Router) {
 	post := func(path string, h http.HandlerFunc) { r.Handle(path, h).Methods(http.MethodPost) }
 	post("/Plugin.Activate", constant(activation{[]string{"IpamDriver"}}))
-	post("/IpamDriver.GetCapabilities", constant(capabilities{RequiresMACAddress: true}))
+	post("/IpamDriver.GetCapabilities", constant(capabilities{RequiresMACAddress: !d.as.SharedMAC}))
 	// With two names, engines from 27 on ask again without end for a pool
 	// that overlaps one of the host's routes.
-	post("/IpamDriver.GetDefaultAddressSpaces", constant(addressSpaces{d.name, d.name}))
+	post("/IpamDriver.GetDefaultAddressSpaces", d.repeats.other(constant(addressSpaces{d.as.Name, d.as.Name})))
 	post("/IpamDriver.RequestPool", call(d.log, d.requestPool))
-	post("/IpamDriver.ReleasePool", call(d.log, d.releasePool))
-	post("/IpamDriver.RequestAddress", call(d.log, d.requestAddress))
-	post("/IpamDriver.ReleaseAddress", call(d.log, d.releaseAddress))
+	post("/IpamDriver.ReleasePool", d.repeats.other(call(d.log, d.releasePool)))
+	post("/IpamDriver.RequestAddress", d.repeats.other(call(d.log, d.requestAddress)))
+	post("/IpamDriver.ReleaseAddress", d.repeats.other(call(d.log, d.releaseAddress)))
 }
 
 func (d driver) requestPool(ctx context.Context, r poolRequest) (poolAnswer, error) {
 	if r.V6 && r.Pool == "" {
 		return poolAnswer{}, errors.New("IPv6 pools are not served: this driver serves IPv4 only; create the network without --ipv6")
 	}
+	if err := d.repeats.check(r); err != nil {
+		return poolAnswer{}, err
+	}
 	pool, err := lease.NewPool(r.Pool, r.SubPool, r.Options)
 	if err != nil {
 		return poolAnswer{}, err
 	}
+	pool.SharedMAC = d.as.SharedMAC
 	pool, err = d.manager.AddPool(ctx, pool)
 	if err != nil {
 		return poolAnswer{}, err
 	}
+	d.repeats.answered(r, pool)
 	gateway := netip.PrefixFrom(pool.Gateway, pool.Subnet.Bits())
 	// As Data, the gateway reaches macvlan on every engine; from 29 on it
 	// asks for none by itself and containers would have no default route.
@@ -119,7 +125,9 @@ func (d driver) releasePool(ctx context.Context, r poolRelease) (nothing, error)
 }
 
 // requestAddress tells the three kinds of address requests apart: a gateway's
-// has a type, an endpoint's a MAC, an auxiliary address's neither.
+// has a type, an endpoint's a MAC, an auxiliary address's neither. Where MACs are
+// shared, engines before 29 ask for an endpoint's --ip as for an auxiliary
+// address, so there are none: a container without a lease would be worse.
 func (d driver) requestAddress(ctx context.Context, r addressRequest) (addressAnswer, error) {
 	addr, err := parseAddr(r.Address)
 	if err != nil {
@@ -129,14 +137,15 @@ func (d driver) requestAddress(ctx context.Context, r addressRequest) (addressAn
 	switch mac := r.Options[macKey]; {
 	case r.Options[requestTypeKey] == gatewayKey:
 		granted, err = d.manager.Gateway(ctx, r.PoolID, addr)
-	case mac == "":
+	case mac == "" && !d.as.SharedMAC:
 		granted, err = d.manager.Auxiliary(ctx, r.PoolID, addr)
 	default:
-		var ep lease.Endpoint
-		if ep.MAC, err = lease.ParseMAC(mac); err != nil {
-			return addressAnswer{}, err
+		ep := lease.Endpoint{Name: strings.TrimPrefix(r.Options[nameKey], "/"), Address: addr}
+		if mac != "" {
+			if ep.MAC, err = lease.ParseMAC(mac); err != nil {
+				return addressAnswer{}, err
+			}
 		}
-		ep.Name, ep.Address = strings.TrimPrefix(r.Options[nameKey], "/"), addr
 		var l lease.Lease
 		l, err = d.manager.Acquire(ctx, r.PoolID, ep)
 		granted = l.Prefix

@@ -57,6 +57,11 @@ func TestPoolAnswer(t *testing.T) {
 		{`{"Pool":"192.0.2.7/24"}`, "192.0.2.0/24", "192.0.2.1/24"}, // host bits, as engine 20.10 passes them on
 		{`{"Pool":"192.0.2.0/24","SubPool":"192.0.2.128/25","Options":{"dhcp_server":"198.51.100.1"}}`, "192.0.2.0/24", "192.0.2.1/24"},
 		{`{"Pool":"192.0.2.0/24","Options":null}`, "192.0.2.0/24", "192.0.2.1/24"},
+		{`{"Pool":"198.51.100.0/24","Options":{"probe":"off"}}`, "198.51.100.0/24", "198.51.100.1/24"},
+		// Learned from the server.
+		{`{"AddressSpace":"talkingdata","Pool":"","SubPool":"","Options":{"dhcp_interface":"eth0"},"V6":false}`, "192.0.2.0/24", "192.0.2.1/24"},
+		{`{"Pool":""}`, "192.0.2.0/24", "192.0.2.1/24"},
+		{`{}`, "192.0.2.0/24", "192.0.2.1/24"},
 	} {
 		got := d.post("/IpamDriver.RequestPool", c.body)
 		var id struct{ PoolID string }
@@ -128,9 +133,10 @@ func TestRefusals(t *testing.T) {
 		return `{"PoolID":` + quote(pool) + `,"Address":"","Options":` + options + `}`
 	}
 	for _, c := range []struct{ name, path, body, text string }{
-		{"no subnet", "RequestPool", `{"Pool":""}`, "--subnet"},
-		{"no subnet, empty object", "RequestPool", `{}`, "--subnet"},
-		{"null", "RequestPool", `null`, "--subnet"},
+		{"range without subnet", "RequestPool", `{"Pool":"","SubPool":"192.0.2.128/25"}`, "--subnet"},
+		{"no subnet, no probe", "RequestPool", `{"Pool":"","Options":{"probe":"off"}}`, "--subnet"},
+		{"relay agent's options", "RequestPool", `{"Pool":"","Options":{"dhcp_interface":"eth0","option82":"host"}}`, "option82=host"},
+		{"two ways to the servers", "RequestPool", `{"Pool":"","Options":{"dhcp_interface":"eth0","dhcp_server":"192.0.2.3"}}`, "exclude each other"},
 		{"IPv6", "RequestPool", `{"Pool":"fd00::/64","V6":true}`, "IPv6"},
 		{"IPv6 without subnet", "RequestPool", `{"Pool":"","V6":true}`, "IPv6"},
 		{"/31", "RequestPool", `{"Pool":"192.0.2.0/31"}`, "192.0.2.0/31"},
@@ -139,7 +145,7 @@ func TestRefusals(t *testing.T) {
 		{"no prefix", "RequestPool", `{"Pool":"192.0.2.0"}`, "192.0.2.0"},
 		{"range outside", "RequestPool", `{"Pool":"192.0.2.0/24","SubPool":"198.51.100.0/25"}`, "--ip-range"},
 		{"range too wide", "RequestPool", `{"Pool":"192.0.2.0/24","SubPool":"192.0.0.0/16"}`, "--ip-range"},
-		{"unknown option", "RequestPool", `{"Pool":"192.0.2.0/24","Options":{"dhcp_sever":"192.0.2.3"}}`, `"dhcp_sever": known are client_id, conflict_check, conflict_interface, dhcp_server, listen_addr, on_lease_lost, release_delay`},
+		{"unknown option", "RequestPool", `{"Pool":"192.0.2.0/24","Options":{"dhcp_sever":"192.0.2.3"}}`, `"dhcp_sever": known are client_id, conflict_check, conflict_interface, dhcp_interface, dhcp_server, ether_source, fqdn, host_name, link_selection, listen_addr, listen_port, network_name, on_lease_lost, option82, probe, release_delay, user_class, vendor_class`},
 		{"wrong server", "RequestPool", `{"Pool":"192.0.2.0/24","Options":{"dhcp_server":"10.0.0.300"}}`, "10.0.0.300"},
 		{"wrong relay", "RequestPool", `{"Pool":"192.0.2.0/24","Options":{"listen_addr":"eth0"}}`, "eth0"},
 		{"unknown pool", "RequestAddress", endpoint("pool-false-192.168.59.0/24", "", "02:42:ab:75:9f:69", ""), `unknown pool "pool-false-192.168.59.0/24"`},

@@ -22,13 +22,14 @@ import (
 	"github.com/talkingdata/oam-docker-ipam/lease"
 )
 
-// New makes the handler of all that the socket serves. name is the driver's;
-// it also names both address spaces.
-func New(manager *lease.Manager, name string, log *slog.Logger) http.Handler {
+// New makes the handler of all that the socket of one driver serves: its name
+// also names both address spaces. Operators are served on every socket alike,
+// since all are root's only.
+func New(manager *lease.Manager, as lease.Driver, log *slog.Logger) http.Handler {
 	// A path that isn't clean is a wrong one: mux would redirect the caller,
 	// who expects JSON.
 	r := mux.NewRouter().SkipClean(true)
-	driver{manager, name, log}.route(r)
+	driver{manager, as, log, new(repeats)}.route(r)
 	operator{manager, log}.route(r)
 	r.NotFoundHandler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		answer(w, http.StatusNotFound, failure{Err: fmt.Sprintf("%s is not served: this is an IPAM driver", req.URL.Path)})

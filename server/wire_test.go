@@ -42,7 +42,7 @@ func TestEveryAnswer(t *testing.T) {
 		key    string // that the answer must have
 	}{
 		{"success", request("POST", "/Plugin.Activate", ""), 200, "Implements"},
-		{"refusal", request("POST", "/IpamDriver.RequestPool", "{}"), 200, "Error"},
+		{"refusal", request("POST", "/IpamDriver.RequestPool", `{"Pool":"192.0.2.0/31"}`), 200, "Error"},
 		{"empty body", request("POST", "/IpamDriver.RequestPool", ""), 200, "Error"},
 		{"empty body, RequestAddress", request("POST", "/IpamDriver.RequestAddress", ""), 200, "Error"},
 		{"empty body, ReleaseAddress", request("POST", "/IpamDriver.ReleaseAddress", ""), 200, "Error"},

@@ -1,0 +1,67 @@
+package dhcp
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/talkingdata/oam-docker-ipam/lease"
+)
+
+// Silence is the error of an exchange that no server answered: a
+// lease.ErrNoAnswer that knows who was asked.
+type Silence struct {
+	Asked  []Asked // at least one
+	Within time.Duration
+	Subnet netip.Prefix // the wanted one, zero where the servers choose
+	Failed error        // of the last message that could not be sent, if any
+}
+
+// Asked is one way on which servers were asked.
+type Asked struct {
+	Interface string         // on whose LAN, by broadcast; else "", and:
+	Server    netip.AddrPort // who was asked
+	Relay     netip.AddrPort // from which relay address
+}
+
+// Summary is the error without the advice.
+func (s *Silence) Summary() string {
+	asked := make([]string, len(s.Asked))
+	for i, a := range s.Asked {
+		at := place{relay: a.Relay, iface: a.Interface}
+		asked[i] = fmt.Sprintf("%s from %s", a.Server.Addr(), at)
+		if at.broadcast() {
+			asked[i] = "by broadcast on " + at.String()
+		}
+	}
+	text := fmt.Sprintf("%v within %s (asked %s)", lease.ErrNoAnswer, s.Within.Round(time.Second), strings.Join(asked, ", "))
+	if s.Failed != nil {
+		text += fmt.Sprintf(" (some messages failed: %v)", s.Failed)
+	}
+	return text
+}
+
+// Error implements error.
+func (s *Silence) Error() string {
+	if s.Asked[0].Interface != "" {
+		return s.Summary() + ": is there one on its LAN, or a relay agent, does it serve that LAN with free addresses, does a switch or firewall drop UDP ports 67 and 68?"
+	}
+	subnet := "that address's subnet"
+	if s.Subnet.IsValid() {
+		subnet = "subnet " + s.Subnet.String()
+	}
+	text := s.Summary() + ": is it running, does it serve " + subnet + " with free addresses, has it a route back to the relay address, "
+	if port := s.Asked[0].Relay.Port(); port != lease.ServerPort {
+		return text + fmt.Sprintf("does it answer to the relay's source port %d instead of 67 (RFC 8357: Kea does, ISC dhcpd and dnsmasq don't), does a firewall drop it?", port)
+	}
+	return text + "does a firewall drop UDP port 67?"
+}
+
+// Unwrap makes it a lease.ErrNoAnswer.
+func (s *Silence) Unwrap() []error {
+	if s.Failed == nil {
+		return []error{lease.ErrNoAnswer}
+	}
+	return []error{lease.ErrNoAnswer, s.Failed}
+}
