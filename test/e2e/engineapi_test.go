@@ -23,7 +23,7 @@ func TestEngineAPI(t *testing.T) {
 	s.engine = newEngine(t, host)
 	check(t, s.engine.Start())
 	check(t, s.engine.ImportImage(image))
-	api := must(engine.New("unix://" + s.engine.Socket()))(t)
+	api := must(engine.New("unix://"+s.engine.Socket(), lease.Driver{Name: "default"}))(t)
 
 	s.docker("network", "create", "-d", "macvlan", "-o", "parent=eth0", "--subnet", "10.10.0.0/24", "--ip-range", "10.10.0.128/25",
 		"--gateway", "10.10.0.1", "--aux-address", "router=10.10.0.129", "--ipam-opt", "dhcp_server=10.10.0.1", "lan")
@@ -45,7 +45,7 @@ func TestEngineAPI(t *testing.T) {
 	}
 	network := func(name string) lease.Network {
 		t.Helper()
-		for _, n := range must(api.Networks(t.Context(), "default"))(t).Networks {
+		for _, n := range must(api.Networks(t.Context()))(t).Networks {
 			if n.Name == name {
 				return n
 			}
@@ -67,7 +67,7 @@ func TestEngineAPI(t *testing.T) {
 	if want := []lease.Attachment{attached("two", "eth1")}; other.Subnet != "10.20.0.0/24" || !reflect.DeepEqual(other.Attachments, want) {
 		t.Errorf("got %+v, want %+v", other, want)
 	}
-	inventory := must(api.Networks(t.Context(), "default"))(t)
+	inventory := must(api.Networks(t.Context()))(t)
 	var names []string
 	for _, n := range inventory.Networks {
 		names = append(names, n.Name)
@@ -128,7 +128,7 @@ func TestEngineAPI(t *testing.T) {
 	}
 
 	check(t, s.engine.Stop())
-	if _, err := api.Networks(t.Context(), "default"); err == nil {
+	if _, err := api.Networks(t.Context()); err == nil {
 		t.Error("networks of an engine that is down")
 	} else {
 		mentions(t, err.Error(), s.engine.Socket(), "--docker")

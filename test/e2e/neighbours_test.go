@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -17,77 +18,83 @@ import (
 )
 
 // The host's own DHCP client goes on as if we weren't there: it has UDP port
-// 68 for itself, and the address that it holds is our relay address.
+// 68 for itself, and the address that it holds may be our relay address.
 func TestHostsOwnDHCPClient(t *testing.T) {
 	t.Parallel()
 	for _, kind := range lab.DHCPKinds {
-		t.Run(kind.Name, func(t *testing.T) {
-			t.Parallel() // it waits for renewals
-			// T1 = 3 s, the least that dnsmasq takes.
-			s := newHost(t, kind, lab.DHCPConfig{RenewSeconds: 3, RebindSeconds: 60})
-			must(s.net.Host.Run("ip", "address", "flush", "dev", "eth0"))(t)
-			client := s.dhclient()
-			var hostMAC string
-			check(t, s.net.Host.Do(func() error {
-				eth0, err := net.InterfaceByName("eth0")
-				if err == nil {
-					hostMAC = eth0.HardwareAddr.String()
-				}
-				return err
-			}))
-			var addr netip.Addr
-			eventually(t, 10*time.Second, func() error {
-				out, err := s.net.Host.Run("ip", "-4", "-o", "address", "show", "dev", "eth0")
-				if _, after, found := strings.Cut(out, " inet "); err == nil && found {
-					prefix, err := netip.ParsePrefix(strings.Fields(after)[0])
-					addr = prefix.Addr()
-					return err
-				}
-				return errors.Join(err, errors.New("the host has no address"))
-			})
-			host := s.leased(addr, hostMAC)
-
-			check(t, s.daemon.Start())
-			pool := s.pool()
-			until := host.Expires
-			kept := s.acquire(pool, scatteredMAC(0))
-			keptUntil := s.leased(kept, scatteredMAC(0)).Expires
-			for round := range 2 {
-				// Ours come and go while the host's lease is renewed.
+		for _, mode := range []struct {
+			name    string
+			options map[string]string
+		}{
+			{"relay", map[string]string{"dhcp_server": firstServer}},
+			{"broadcast", onInterface("eth0")},
+		} {
+			t.Run(kind.Name+" "+mode.name, func(t *testing.T) {
+				t.Parallel() // it waits for renewals
+				// T1 = 3 s, the least that dnsmasq takes.
+				s := newBroadcaster(t, kind, lab.DHCPConfig{RenewSeconds: 3, RebindSeconds: 60})
+				must(s.net.Host.Run("ip", "address", "flush", "dev", "eth0"))(t)
+				client := s.dhclient()
+				hostMAC := s.hardware(s.net.Host, "eth0")
+				var addr netip.Addr
 				eventually(t, 10*time.Second, func() error {
-					addr, err := s.requestAddress(pool, scatteredMAC(round+1))
-					if err == nil {
-						err = s.releaseAddress(pool, addr)
+					out, err := s.net.Host.Run("ip", "-4", "-o", "address", "show", "dev", "eth0")
+					if _, after, found := strings.Cut(out, " inet "); err == nil && found {
+						prefix, err := netip.ParsePrefix(strings.Fields(after)[0])
+						addr = prefix.Addr()
+						return err
 					}
-					if err != nil {
-						t.Fatal(err)
-					}
-					lease, _, err := s.dhcp.Lease(host.Addr)
-					if err == nil && !lease.Expires.After(until) {
-						err = fmt.Errorf("the host's lease is not renewed: %+v", lease)
-					}
-					if err == nil {
-						until = lease.Expires
-					}
-					return err
+					return errors.Join(err, errors.New("the host has no address"))
 				})
-			}
-			s.renewed(kept, keptUntil)
-			s.leased(host.Addr, hostMAC)
-			if holders := s.portHolders(68); len(holders) != 1 || holders[0] != client.Pid {
-				t.Errorf("UDP port 68 is held by processes %v, want the DHCP client's %d", holders, client.Pid)
-			}
-			if holders := s.portHolders(67); len(holders) != 1 || holders[0] != s.daemon.Pid() {
-				t.Errorf("UDP port 67 is held by processes %v, want the daemon's %d", holders, s.daemon.Pid())
-			}
-			check(t, client.Kill())
-			if must(s.net.Host.UDPOpen(68))(t) {
-				t.Error("somebody holds UDP port 68 beside the DHCP client")
-			}
-			check(t, s.releaseAddress(pool, kept))
-			s.notLeased(kept)
-			s.leased(host.Addr, hostMAC)
-		})
+				host := s.leased(addr, hostMAC)
+
+				check(t, s.daemon.Start())
+				pool := must(s.requestPool("10.10.0.0/24", mode.options))(t)
+				until := host.Expires
+				kept := s.acquire(pool, scatteredMAC(0))
+				s.moveIn("c0", "eth0", scatteredMAC(0), kept)
+				keptUntil := s.leased(kept, scatteredMAC(0)).Expires
+				for round := range 2 {
+					// Ours come and go while the host's lease is renewed.
+					eventually(t, 10*time.Second, func() error {
+						addr, err := s.requestAddress(pool, scatteredMAC(round+1))
+						if err == nil {
+							err = s.releaseAddress(pool, addr)
+						}
+						if err != nil {
+							t.Fatal(err)
+						}
+						lease, _, err := s.dhcp.Lease(host.Addr)
+						if err == nil && !lease.Expires.After(until) {
+							err = fmt.Errorf("the host's lease is not renewed: %+v", lease)
+						}
+						if err == nil {
+							until = lease.Expires
+						}
+						return err
+					})
+				}
+				s.renewed(kept, keptUntil)
+				s.leased(host.Addr, hostMAC)
+				if holders := s.portHolders(68); len(holders) != 1 || holders[0] != client.Pid {
+					t.Errorf("UDP port 68 is held by processes %v, want the DHCP client's %d", holders, client.Pid)
+				}
+				var relays []int
+				if mode.name == "relay" {
+					relays = []int{s.daemon.Pid()}
+				}
+				if holders := s.portHolders(67); !slices.Equal(holders, relays) {
+					t.Errorf("UDP port 67 is held by processes %v, want the daemon's %v", holders, relays)
+				}
+				check(t, client.Kill())
+				if must(s.net.Host.UDPOpen(68))(t) {
+					t.Error("somebody holds UDP port 68 beside the DHCP client")
+				}
+				check(t, s.releaseAddress(pool, kept))
+				s.notLeased(kept)
+				s.leased(host.Addr, hostMAC)
+			})
+		}
 	}
 }
 
@@ -229,27 +236,41 @@ func (s *site) hostDnsmasq(args ...string) *lab.Process {
 	return process
 }
 
-// A dnsmasq that takes port 67 of all addresses is named, and once it is gone
-// everything works without a restart of ours.
-func TestPort67Taken(t *testing.T) {
-	s := newHost(t, lab.Kea, lab.DHCPConfig{})
-	taken := func(holder string) {
+// Beside a program that takes port 67 of all addresses, as dnsmasq does by
+// itself, or of our very address, containers get their addresses and keep them.
+// The log names it, once.
+func TestBesideHolderOfPort67(t *testing.T) {
+	s := newHost(t, lab.Kea, lab.DHCPConfig{RenewSeconds: 1, RebindSeconds: 60})
+	says := func(holder string) {
 		t.Helper()
-		_, err := s.requestPool("10.10.0.0/24", nil)
-		if !errors.Is(err, errRefused) {
-			t.Fatalf("a network without port 67: %v", err)
+		if n := strings.Count(s.daemon.Log(), fmt.Sprintf("taken by\"=%q", holder)); n != 1 {
+			t.Errorf("the log names %s %d times", holder, n)
 		}
-		mentions(t, err.Error(), "UDP port 67 of relay address 10.10.0.2 is taken by "+holder, "LISTEN_ADDR")
 	}
-	neighbour := s.hostDnsmasq("--dhcp-range=192.168.122.2,static")
+	neighbour := s.hostDnsmasq("--dhcp-range=192.168.122.2,192.168.122.254")
 	check(t, s.daemon.Start())
-	taken(fmt.Sprintf("dnsmasq (pid %d)", neighbour.Pid))
-	check(t, neighbour.Stop())
 	pool := s.pool()
-	s.acquire(pool, scatteredMAC(1))
-	check(t, s.daemon.Stop())
+	works := func() {
+		t.Helper()
+		mac := scatteredMAC(1)
+		addr := s.acquire(pool, mac)
+		s.renewed(addr, s.leased(addr, mac).Expires)
+		check(t, s.releaseAddress(pool, addr))
+		s.notLeased()
+	}
+	works()
+	works()
+	says(fmt.Sprintf("dnsmasq (pid %d)", neighbour.Pid))
+	if holders := s.portHolders(67); len(holders) != 1 || holders[0] != neighbour.Pid {
+		t.Errorf("UDP port 67 is held by processes %v, want the neighbour's %d", holders, neighbour.Pid)
+	}
+	if log := neighbour.Log(); strings.Contains(log, "DHCPOFFER") || strings.Contains(log, "DHCPNAK") {
+		t.Errorf("the neighbour speaks for us: %s", log)
+	}
+	check(t, neighbour.Stop())
+	works()
 
-	// A program that wants our very address, as this one here.
+	check(t, s.daemon.Stop())
 	var conn net.PacketConn
 	check(t, s.net.Host.Do(func() (err error) {
 		conn, err = net.ListenPacket("udp4", "10.10.0.2:67")
@@ -257,19 +278,48 @@ func TestPort67Taken(t *testing.T) {
 	}))
 	defer conn.Close()
 	check(t, s.daemon.Start())
-	name := strings.TrimSpace(string(must(os.ReadFile("/proc/self/comm"))(t)))
-	taken(fmt.Sprintf("%s (pid %d)", name, os.Getpid()))
+	works()
+	says(fmt.Sprintf("%s (pid %d)", strings.TrimSpace(string(must(os.ReadFile("/proc/self/comm"))(t))), os.Getpid()))
+}
+
+// Without CAP_NET_RAW such a program is named in the error, and once it is gone
+// everything works without a restart of ours.
+func TestPort67TakenWithoutNetRaw(t *testing.T) {
+	s := newHost(t, lab.Kea, lab.DHCPConfig{})
+	s.daemon.Binary = filepath.Join(s.lab.Scratch, "unprivileged")
+	check(t, os.WriteFile(s.daemon.Binary, fmt.Appendf(nil, `#!/bin/sh
+exec setpriv --inh-caps=-net_raw --bounding-set=-net_raw %s "$@"
+`, must(lab.Build())(t)), 0o755))
+	neighbour := s.hostDnsmasq("--dhcp-range=192.168.122.2,192.168.122.254")
+	check(t, s.daemon.Start())
+	taken := []string{
+		fmt.Sprintf("UDP port 67 of relay address 10.10.0.2 is taken by dnsmasq (pid %d)", neighbour.Pid),
+		"CAP_NET_RAW", "bind-interfaces", "LISTEN_ADDR",
+	}
+	_, err := s.requestPool("10.10.0.0/24", nil)
+	if !errors.Is(err, errRefused) {
+		t.Fatalf("a network without port 67: %v", err)
+	}
+	mentions(t, err.Error(), taken...)
+	check(t, neighbour.Stop())
+	pool := s.pool()
+	s.acquire(pool, scatteredMAC(1))
+	check(t, s.daemon.Stop())
+
 	// The networks that are there already say the same of their containers,
 	// and keep their leases.
-	_, err := s.requestAddress(pool, scatteredMAC(2))
+	neighbour = s.hostDnsmasq("--dhcp-range=192.168.122.2,192.168.122.254")
+	taken[0] = fmt.Sprintf("is taken by dnsmasq (pid %d)", neighbour.Pid)
+	check(t, s.daemon.Start())
+	_, err = s.requestAddress(pool, scatteredMAC(2))
 	if !errors.Is(err, errRefused) {
 		t.Fatalf("a container without port 67: %v", err)
 	}
-	mentions(t, err.Error(), fmt.Sprintf("is taken by %s (pid %d)", name, os.Getpid()))
+	mentions(t, err.Error(), taken...)
 	if known := s.leases(); len(known) != 1 {
 		t.Errorf("known leases: %+v", known)
 	}
-	check(t, conn.Close())
+	check(t, neighbour.Stop())
 	s.acquire(pool, scatteredMAC(2))
 }
 

@@ -563,7 +563,7 @@ func TestReconcileWhileContainersComeAndGo(t *testing.T) {
 	// to take up what was given back, nor to give back what is used.
 	s.run("passing", "a")
 	s.run("moving", "a")
-	said := must(must(engine.New("unix://"+s.engine.Socket()))(t).Networks(t.Context(), "talkingdata"))(t)
+	said := must(must(engine.New("unix://"+s.engine.Socket(), lease.Drivers("talkingdata")...))(t).Networks(t.Context()))(t)
 	s.docker("rm", "-f", "passing")
 	s.docker("restart", "-t", "0", "moving")
 	was := s.addr("fixed", "eth0")

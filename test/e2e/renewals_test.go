@@ -14,15 +14,11 @@ import (
 //
 //	T1 = 1 s  <  the time that it waits  <  T2 = 60 s  <  the lease = 120 s
 //
-// A dnsmasq takes neither a T1 under 3 s nor a lease under 120 s. Tables tell
-// times in whole seconds, and no two renewals are less than a T1 apart, so each
-// moves the end that the table shows.
+// Tables tell times in whole seconds, and no two renewals are less than a T1
+// apart, so each moves the end that the table shows.
 func TestRenewals(t *testing.T) {
 	eachServer(t, func(t *testing.T, kind lab.DHCPKind) {
-		config := lab.DHCPConfig{LeaseSeconds: 120, RenewSeconds: 1, RebindSeconds: 60}
-		if kind.Name == lab.Dnsmasq.Name {
-			config.RenewSeconds = 3
-		}
+		config := soonRenewed(kind)
 		s := newSite(t, kind, config, byMAC...)
 		s.network("a", "eth0", "10.10.0.0/24")
 		// In the other, renewals are refused or ignored without link selection.
@@ -74,4 +70,14 @@ func TestRenewals(t *testing.T) {
 			}
 		}
 	})
+}
+
+// soonRenewed are times of leases that are renewed as soon as a server lets
+// them. A dnsmasq takes neither a T1 under 3 s nor a lease under 120 s.
+func soonRenewed(kind lab.DHCPKind) lab.DHCPConfig {
+	config := lab.DHCPConfig{LeaseSeconds: 120, RenewSeconds: 1, RebindSeconds: 60}
+	if kind.Name == lab.Dnsmasq.Name {
+		config.RenewSeconds = 3
+	}
+	return config
 }

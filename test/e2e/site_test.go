@@ -48,20 +48,26 @@ type site struct {
 func newSite(t *testing.T, kind lab.DHCPKind, config lab.DHCPConfig, flags ...string) *site {
 	t.Helper()
 	s := newHost(t, kind, config, flags...)
-	s.engine = newEngine(t, s.net.Host)
-	s.daemon.Socket = filepath.Join(s.engine.PluginDir(), "talkingdata.sock")
-	// As on a real host: the daemon first.
-	check(t, s.daemon.Start())
-	check(t, s.engine.Start())
-	check(t, s.engine.ImportImage(image))
+	s.startEngine("talkingdata")
 	return s
+}
+
+// startEngine starts the daemon under a driver's name, and an engine.
+func (s *site) startEngine(driver string, flags ...string) {
+	s.Helper()
+	s.engine = newEngine(s.T, s.net.Host, flags...)
+	s.daemon.Socket = filepath.Join(s.engine.PluginDir(), driver+".sock")
+	// As on a real host: the daemon first.
+	check(s.T, s.daemon.Start())
+	check(s.T, s.engine.Start())
+	check(s.T, s.engine.ImportImage(image))
 }
 
 // newEngine puts an engine on a node: the system's, unless OAM_DOCKERD has the
 // path of another.
-func newEngine(t *testing.T, n *lab.Node) *lab.Engine {
+func newEngine(t *testing.T, n *lab.Node, flags ...string) *lab.Engine {
 	t.Helper()
-	return must(n.NewEngine(os.Getenv("OAM_DOCKERD")))(t)
+	return must(n.NewEngine(os.Getenv("OAM_DOCKERD"), flags...))(t)
 }
 
 // newHost is newSite without an engine, its daemon not yet started.

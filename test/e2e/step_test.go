@@ -133,8 +133,14 @@ func (s *site) reaches(container string, addr netip.Addr) {
 // tellsNames says whether the engine tells drivers the names of containers.
 func (s *site) tellsNames() bool {
 	s.Helper()
+	return s.version() >= 29
+}
+
+// version is the engine's, 20 for a 20.10.
+func (s *site) version() int {
+	s.Helper()
 	major, _, _ := strings.Cut(s.docker("version", "--format", "{{.Server.Version}}"), ".")
-	return must(strconv.Atoi(major))(s.T) >= 29
+	return must(strconv.Atoi(major))(s.T)
 }
 
 // eachServer runs a test against each of the DHCP servers, side by side: much

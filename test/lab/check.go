@@ -17,6 +17,7 @@ var (
 	Engines     = []string{"ip", "nsenter", "unshare", "mount", "dockerd", "containerd", "runc", "busybox"}
 	DHCPServers = []string{"ip", "nsenter", "dhcpd", "kea-dhcp4", "dnsmasq"}
 	Clients     = []string{"busybox", "dhclient"}
+	Relays      = []string{"dhcrelay"}
 )
 
 // Check says what keeps a lab from working here: not being root, having no

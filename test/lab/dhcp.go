@@ -71,6 +71,9 @@ type DHCPConfig struct {
 	// Threads are those in which Kea serves, as it does by itself from 2.4 on;
 	// one if zero.
 	Threads int
+	// Circuit is the circuit id (option 82) of the clients that are served; all
+	// are if it is empty.
+	Circuit string
 	// Link is a relay address of the first subnet, on whose link all of them
 	// are: the server then chooses among all ranges for it. If zero, each
 	// subnet is a link of its own.
@@ -85,8 +88,14 @@ type DHCPLease struct {
 	MAC      string // like 02:00:00:00:00:01
 	ClientID string // option 61 in hexadecimal; empty if the client sent none
 	Hostname string
-	Expires  time.Time // zero: never
+	// Agent are the sub-options 1, 2 and 6 of option 82 in hexadecimal, code and
+	// length before each. Dnsmasq keeps none.
+	Agent   string
+	Expires time.Time // zero: never
 }
+
+// agentNames are the sub-options of DHCPLease.Agent, as ISC dhcpd calls them.
+var agentNames = map[byte]string{1: "circuit-id", 2: "remote-id", 6: "unknown-6"}
 
 // DHCPKind is a DHCP server product.
 type DHCPKind struct {

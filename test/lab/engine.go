@@ -242,3 +242,14 @@ func (e *Engine) DockerCommand(c Command) (string, error) {
 	out, err := run(c)
 	return strings.TrimSpace(out), err
 }
+
+// Shell runs a shell script to its end or first error. Its docker is the
+// engine's client.
+func (e *Engine) Shell(script string) error {
+	_, err := run(Command{Args: []string{"sh", "-ec", script}, Env: []string{
+		"PATH=" + filepath.Dir(e.docker) + ":" + searchPath,
+		"DOCKER_HOST=unix://" + e.Socket(),
+		"DOCKER_CONFIG=" + e.dir + "/client",
+	}})
+	return err
+}

@@ -2,8 +2,10 @@ package lab
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -45,6 +47,7 @@ func parseISCLease(address, statements string) (DHCPLease, error) {
 	}
 	row := DHCPLease{Addr: addr}
 	active := false
+	agent := map[string]string{}
 	for line := range strings.Lines(statements) {
 		line = strings.TrimSuffix(strings.TrimSpace(line), ";")
 		if value, ok := strings.CutPrefix(line, "ends "); ok && value != "never" {
@@ -60,6 +63,14 @@ func parseISCLease(address, statements string) (DHCPLease, error) {
 			row.ClientID = fmt.Sprintf("%x", unquoteISC(value))
 		} else if value, ok := strings.CutPrefix(line, "client-hostname "); ok {
 			row.Hostname = unquoteISC(value)
+		} else if value, ok := strings.CutPrefix(line, "option agent."); ok {
+			name, value, _ := strings.Cut(value, " ")
+			agent[name] = unquoteISC(value)
+		}
+	}
+	for _, code := range slices.Sorted(maps.Keys(agentNames)) {
+		if value, ok := agent[agentNames[code]]; ok {
+			row.Agent += fmt.Sprintf("%02x%02x%x", code, len(value), value)
 		}
 	}
 	if !active {

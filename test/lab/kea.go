@@ -2,10 +2,12 @@ package lab
 
 import (
 	"encoding/csv"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -24,12 +26,35 @@ var Kea = DHCPKind{
 	parse: parseKea,
 }
 
+// keaRelayInfo finds option 82 in the column user_context. Kea 2.4 has it one
+// level deeper than 2.2.
+var keaRelayInfo = regexp.MustCompile(`"relay-agent-info":[^x]*"0x([0-9A-F]*)"`)
+
+// endpointParts takes the sub-options that tell who an endpoint is out of
+// those of option 82. Kea keeps them in the order of their codes.
+func endpointParts(text string) (string, error) {
+	info, err := hex.DecodeString(text)
+	var parts []byte
+	for err == nil && len(info) > 0 {
+		if len(info) < 2 || len(info) < 2+int(info[1]) {
+			return "", fmt.Errorf("cut sub-option in %s", text)
+		}
+		end := 2 + int(info[1])
+		if _, known := agentNames[info[0]]; known {
+			parts = append(parts, info[:end]...)
+		}
+		info = info[end:]
+	}
+	return hex.EncodeToString(parts), err
+}
+
 // parseKea reads the journal of Kea's memfile backend. A release is a row
 // whose valid lifetime is zero; a state other than zero is an address that is
 // declined or expired.
 func parseKea(table string) ([]DHCPLease, error) {
 	r := csv.NewReader(strings.NewReader(table))
 	r.FieldsPerRecord = -1
+	r.LazyQuotes = true // the last column is JSON, its commas written in another way
 	records, err := r.ReadAll()
 	if err != nil || len(records) == 0 {
 		return nil, err
@@ -59,6 +84,11 @@ func parseKea(table string) ([]DHCPLease, error) {
 		row := DHCPLease{
 			Addr: addr, MAC: field("hwaddr"), ClientID: clientID, Hostname: field("hostname"),
 			Expires: time.Unix(expires, 0),
+		}
+		if info := keaRelayInfo.FindStringSubmatch(field("user_context")); info != nil {
+			if row.Agent, err = endpointParts(info[1]); err != nil {
+				return nil, err
+			}
 		}
 		if field("valid_lifetime") == "0" || field("state") != "0" {
 			row.Expires = gone

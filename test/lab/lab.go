@@ -58,7 +58,7 @@ func New() (*Lab, error) {
 			return nil, errors.Join(fmt.Errorf("make scratch folder: %w", err), l.Close())
 		}
 	}
-	if l.LAN, err = l.newLAN(); err != nil {
+	if l.LAN, err = l.NewLAN("lan"); err != nil {
 		return nil, errors.Join(fmt.Errorf("make lan: %w", err), l.Close())
 	}
 	return l, nil

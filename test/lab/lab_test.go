@@ -2,6 +2,7 @@ package lab_test
 
 import (
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -11,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/gopacket/gopacket/layers"
 
 	"github.com/talkingdata/oam-docker-ipam/test/lab"
 )
@@ -85,6 +88,51 @@ func TestDHCPServersTakeBigRangesReservationsAndTimes(t *testing.T) {
 				t.Errorf("no lease of the reserved %v: %v\n%s", want, err, dhcp.Log())
 			}
 		})
+	}
+}
+
+func TestRelayServesARealClient(t *testing.T) {
+	l := lab.ForTest(t, lab.DHCPServers, lab.Relays, lab.Clients)
+	far := must(l.NewLAN("far"))(t)
+	server := must(l.NodeOn(far, "server", "10.40.0.1/24"))(t)
+	relay := must(l.Node("relay", "10.10.0.1/24"))(t)
+	client := must(l.Node("client"))(t)
+	check(t, relay.AttachTo(far, "eth1", "10.40.0.2/24"))
+	check(t, server.Route("default via 10.40.0.2"))
+	own := lab.Subnet{Prefix: netip.MustParsePrefix("10.40.0.0/24")}
+	dhcp := must(server.StartDHCP(lab.ISC, lab.DHCPConfig{Subnets: []lab.Subnet{own, lab.SubnetA()}}))(t)
+	must(relay.StartRelay("eth0", "eth1", "10.40.0.1"))(t)
+	ask(t, client)
+	leases := must(dhcp.Leases())(t)
+	if len(leases) != 1 || !lab.SubnetA().Prefix.Contains(leases[0].Addr) || leases[0].MAC != macOf(t, client) {
+		t.Errorf("leases %v, want one in subnet A of %s", leases, macOf(t, client))
+	}
+}
+
+func TestWire(t *testing.T) {
+	l := lab.ForTest(t, lab.Clients)
+	a := must(l.Node("a", "10.10.0.1/24"))(t)
+	b := must(l.Node("b", "10.10.0.2/24"))(t)
+	wire := must(a.Wire(l.LAN, "eth0"))(t)
+	must(b.Run("busybox", "ping", "-c", "1", "-W", "5", "10.10.0.1"))(t)
+	must(a.Run("busybox", "ping", "-c", "1", "-W", "5", "10.10.0.2"))(t)
+	check(t, wire.Close())
+	// Its own request, and its reply to the other's.
+	want := map[layers.ICMPv4TypeCode]int{
+		layers.CreateICMPv4TypeCode(layers.ICMPv4TypeEchoRequest, 0): 1,
+		layers.CreateICMPv4TypeCode(layers.ICMPv4TypeEchoReply, 0):   1,
+	}
+	got := map[layers.ICMPv4TypeCode]int{}
+	for _, frame := range wire.Frames() {
+		if mac := frame.LinkLayer().(*layers.Ethernet).SrcMAC.String(); mac != macOf(t, a) {
+			t.Errorf("recorded a frame from %s: %v", mac, frame)
+		}
+		if icmp, ok := frame.Layer(layers.LayerTypeICMPv4).(*layers.ICMPv4); ok {
+			got[icmp.TypeCode]++
+		}
+	}
+	if !maps.Equal(got, want) {
+		t.Errorf("recorded %v, want %v", got, want)
 	}
 }
 

@@ -25,9 +25,10 @@ type Node struct {
 	short string // the name within the lab
 }
 
-// newLAN makes the switch: a namespace with a bridge that forwards at once.
-func (l *Lab) newLAN() (*Node, error) {
-	n, err := l.newNode("lan")
+// NewLAN makes a switch of its own, without an address: a namespace with a
+// bridge that forwards at once. Interfaces come there by AttachTo.
+func (l *Lab) NewLAN(name string) (*Node, error) {
+	n, err := l.newNode(name)
 	if err != nil {
 		return nil, err
 	}
@@ -59,9 +60,14 @@ func (l *Lab) newNode(name string) (*Node, error) {
 // Node adds a machine whose eth0 has the given addresses, like
 // "10.10.0.1/24". Names are at most 10 characters long.
 func (l *Lab) Node(name string, addresses ...string) (*Node, error) {
+	return l.NodeOn(l.LAN, name, addresses...)
+}
+
+// NodeOn is Node on a switch of NewLAN.
+func (l *Lab) NodeOn(lan *Node, name string, addresses ...string) (*Node, error) {
 	n, err := l.newNode(name)
 	if err == nil {
-		err = n.Attach("eth0", addresses...)
+		err = n.AttachTo(lan, "eth0", addresses...)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("add node %s: %w", name, err)
@@ -72,12 +78,17 @@ func (l *Lab) Node(name string, addresses ...string) (*Node, error) {
 // Attach gives the node one more interface on the LAN, which may be without
 // an address. It returns when the link carries.
 func (n *Node) Attach(ifname string, addresses ...string) error {
-	port := n.short + "-" + ifname
+	return n.AttachTo(n.lab.LAN, ifname, addresses...)
+}
+
+// AttachTo is Attach to a switch of NewLAN.
+func (n *Node) AttachTo(lan *Node, ifname string, addresses ...string) error {
+	port := n.Port(ifname)
 	if len(port) > unix.IFNAMSIZ-1 {
 		return fmt.Errorf("attach %s: name %q is too long for an interface", ifname, port)
 	}
 	commands := []string{
-		fmt.Sprintf("link add %s type veth peer name %s netns %s", ifname, port, n.lab.LAN.Name),
+		fmt.Sprintf("link add %s type veth peer name %s netns %s", ifname, port, lan.Name),
 		fmt.Sprintf("link set %s up", ifname),
 	}
 	for _, address := range addresses {
@@ -86,7 +97,7 @@ func (n *Node) Attach(ifname string, addresses ...string) error {
 	if err := n.ip(commands...); err != nil {
 		return err
 	}
-	if err := n.lab.LAN.ip(
+	if err := lan.ip(
 		fmt.Sprintf("link set %s master br0", port),
 		fmt.Sprintf("link set %s up", port),
 	); err != nil {
@@ -100,6 +111,26 @@ func (n *Node) Attach(ifname string, addresses ...string) error {
 		return err
 	})
 }
+
+// Macvlan adds a machine whose eth0 is a macvlan on a parent interface of this
+// node, as Docker's driver makes one: what is left of a container without an
+// engine. The address is one like "10.10.0.100/24".
+func (n *Node) Macvlan(name, parent, mac, address string) (*Node, error) {
+	m, err := n.lab.newNode(name)
+	if err != nil {
+		return nil, err
+	}
+	if err := n.ip(fmt.Sprintf("link add link %s name eth0 netns %s address %s type macvlan mode bridge", parent, m.Name, mac)); err != nil {
+		return nil, fmt.Errorf("add %s on %s: %w", name, parent, err)
+	}
+	return m, m.ip(
+		"address add "+address+" dev eth0",
+		"link set eth0 up",
+	)
+}
+
+// Port is the name of an interface's other end, in the switch.
+func (n *Node) Port(ifname string) string { return n.short + "-" + ifname }
 
 // Route adds a route as ip writes it, like "default via 10.10.0.1".
 func (n *Node) Route(route string) error { return n.ip("route add " + route) }
