@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -76,7 +77,7 @@ func openBroadcast(at place) (socket, error) {
 	if err != nil {
 		return socket{}, err
 	}
-	filter, err := bpf.Assemble(append(forNoVLAN[:len(forNoVLAN):len(forNoVLAN)], bootReplies...))
+	filter, err := bpf.Assemble(slices.Concat(forNoVLAN, bootReplies))
 	if err != nil {
 		return socket{}, fmt.Errorf("assemble packet filter: %w", err)
 	}
@@ -106,6 +107,7 @@ func (c *broadcastConn) ReadFrom(b []byte) (int, net.Addr, error) {
 	for {
 		n, _, err := c.Conn.ReadFrom(b)
 		if c.closed.Load() {
+			// The error that it gives then can't be told by its value.
 			return 0, nil, net.ErrClosed
 		}
 		if err != nil {

@@ -201,8 +201,8 @@ func TestBroadcastNoPermission(t *testing.T) {
 	checkError(t, <-failed, "interface eth0", "CAP_NET_RAW", "dhcp_server")
 }
 
-// What the kernel lets through: what was sent to whomever, and nothing of a
-// VLAN. Its tag 0 is none.
+// What is read: what was sent to whomever, and nothing of a VLAN, whose tag 0 is
+// none, or malformed.
 func TestBroadcastReads(t *testing.T) {
 	if !inNetns(t) {
 		return
@@ -219,10 +219,12 @@ func TestBroadcastReads(t *testing.T) {
 	}
 	other := frameOf(goodOffer())
 	copy(other, []byte{2, 9, 9, 9, 9, 9})
+	odd := frameOf(goodOffer())
+	odd[38], odd[39] = 0, 3 // a UDP length that can't be
 	for _, c := range []struct {
 		frame []byte
 		kept  bool
-	}{{frameOf(goodOffer()), true}, {tagged(5), false}, {tagged(0), true}, {frameOf(goodOffer()), true}, {other, true}} {
+	}{{frameOf(goodOffer()), true}, {tagged(5), false}, {tagged(0), true}, {frameOf(goodOffer()), true}, {other, true}, {odd, false}} {
 		put(t, far, c.frame)
 		put(t, far, frameOf([]byte{2})) // a mark
 		b := make([]byte, 2000)

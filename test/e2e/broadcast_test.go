@@ -363,6 +363,31 @@ func TestBroadcastAtOnce(t *testing.T) {
 	})
 }
 
+// A container that its name identifies has its address again, whether it was
+// given back meanwhile or not, and by another run of the daemon.
+func TestBroadcastNameKeepsAddress(t *testing.T) {
+	t.Parallel()
+	eachServer(t, func(t *testing.T, kind lab.DHCPKind) {
+		s := newBroadcaster(t, kind, lab.DHCPConfig{}, "--dhcp-interface", "eth0", "--release-delay", "30s")
+		check(t, s.daemon.Start())
+		pool := must(s.requestPool("10.10.0.0/24", map[string]string{"probe": "off"}))(t)
+		web, job := s.begin(pool, "web"), s.begin(pool, "job")
+		since := s.watch()
+		s.end(pool, web)
+		check(t, s.daemon.Restart())
+		again := s.begin(pool, "web")
+		s.sameAs("after a restart of the daemon", again, web, since(), oneRoundTrip)
+		s.only(web.addr, job.addr)
+
+		s.end(pool, again)
+		must(s.daemon.Run("release", web.addr.String()))(t)
+		s.notLeased(web.addr)
+		if third := s.begin(pool, "web"); third.addr != web.addr {
+			t.Errorf("web had %s and has %s after its release", web.addr, third.addr)
+		}
+	})
+}
+
 // What the daemon says on the wire, in either mode, from a network's creation
 // to its removal. The host's kernel resolves the server's address for a relay
 // agent.

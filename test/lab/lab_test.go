@@ -116,23 +116,28 @@ func TestWire(t *testing.T) {
 	wire := must(a.Wire(l.LAN, "eth0"))(t)
 	must(b.Run("busybox", "ping", "-c", "1", "-W", "5", "10.10.0.1"))(t)
 	must(a.Run("busybox", "ping", "-c", "1", "-W", "5", "10.10.0.2"))(t)
-	check(t, wire.Close())
 	// Its own request, and its reply to the other's.
 	want := map[layers.ICMPv4TypeCode]int{
 		layers.CreateICMPv4TypeCode(layers.ICMPv4TypeEchoRequest, 0): 1,
 		layers.CreateICMPv4TypeCode(layers.ICMPv4TypeEchoReply, 0):   1,
 	}
-	got := map[layers.ICMPv4TypeCode]int{}
+	check(t, lab.Eventually(5*time.Second, func() error {
+		got := map[layers.ICMPv4TypeCode]int{}
+		for _, frame := range wire.Frames() {
+			if icmp, ok := frame.Layer(layers.LayerTypeICMPv4).(*layers.ICMPv4); ok {
+				got[icmp.TypeCode]++
+			}
+		}
+		if !maps.Equal(got, want) {
+			return fmt.Errorf("recorded %v, want %v", got, want)
+		}
+		return nil
+	}))
+	check(t, wire.Close())
 	for _, frame := range wire.Frames() {
 		if mac := frame.LinkLayer().(*layers.Ethernet).SrcMAC.String(); mac != macOf(t, a) {
 			t.Errorf("recorded a frame from %s: %v", mac, frame)
 		}
-		if icmp, ok := frame.Layer(layers.LayerTypeICMPv4).(*layers.ICMPv4); ok {
-			got[icmp.TypeCode]++
-		}
-	}
-	if !maps.Equal(got, want) {
-		t.Errorf("recorded %v, want %v", got, want)
 	}
 }
 
