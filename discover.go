@@ -81,7 +81,7 @@ func parseProbed(text string) (lease.MAC, error) {
 		return lease.MAC{}, nil
 	}
 	mac, err := lease.ParseMAC(text)
-	if err == nil && (mac == lease.MAC{} || mac[0]&1 != 0) {
+	if err == nil && !mac.Unicast() {
 		err = fmt.Errorf("%s is no network card's: it is zero or a group's", mac)
 	}
 	return mac, err

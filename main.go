@@ -129,7 +129,7 @@ func command(stdout, stderr io.Writer) *cli.Command {
 			&cli.StringFlag{Name: "conflict-check", Sources: sources(keyConflictCheck), Value: defaults["conflict_check"], Usage: "probe addresses by ARP before they are handed out: off, on (200 ms), a `TIME`, or rfc"},
 			&cli.StringFlag{Name: "conflict-interface", Sources: sources(keyConflictInterface), Usage: "`INTERFACE` to probe on, where a network names none"},
 			&cli.StringFlag{Name: "docker", Sources: sources(keyDocker), Value: "unix:///var/run/docker.sock", Usage: "`ADDRESS` of the engine's API, for reconcile and for on-lease-lost stop and restart"},
-			&cli.DurationFlag{Name: "dhcp-timeout", Sources: sources(keyTimeout), Value: 30 * time.Second, Usage: "longest `TIME` that one address request may take"},
+			&cli.DurationFlag{Name: "dhcp-timeout", Sources: sources(keyTimeout), Value: 30 * time.Second, Usage: "longest `TIME` that one address request may take, but a new VLAN's first"},
 		},
 		Commands: []*cli.Command{
 			{
@@ -448,7 +448,7 @@ func serve(ctx context.Context, s settings, log *slog.Logger) (err error) {
 	log.Info("serving", "version", version, "driver", s.driver, "socket", s.socket, "data", s.dataDir)
 	// What is in hand ends by itself within the time of one request and its
 	// commit.
-	grace := s.timeout + 10*time.Second
+	grace := max(s.timeout, lease.FirstWait) + 10*time.Second
 	group, ctx := errgroup.WithContext(ctx)
 	for i, d := range drivers {
 		group.Go(func() error { return server.Serve(ctx, listeners[i], server.New(manager, d, log), grace, log) })

@@ -32,6 +32,9 @@ func (m *Manager) Acquire(ctx context.Context, poolID string, ep Endpoint) (Leas
 	}
 	pool := m.current(p)
 	if !pool.SharedMAC {
+		if !ep.MAC.Unicast() {
+			return Lease{}, fmt.Errorf("MAC address %s is no endpoint's: it is zero or a group's", ep.MAC)
+		}
 		return m.acquire(ctx, caller, p, ep)
 	}
 	if err := pool.checkMode(m.options(pool)); err != nil {
@@ -141,7 +144,7 @@ func (m *Manager) acquire(ctx, caller context.Context, p *pool, ep Endpoint) (Le
 	if err := m.admit(caller, p, l); err != nil {
 		return Lease{}, err
 	}
-	m.granted(p)
+	m.granted(p, l)
 	if old := want.binding; want.known && !holds && !old.Released && old.Lease.Addr() != l.Addr() {
 		// Its server was silent, another one wasn't.
 		m.sendRelease(caller, old.pool(), old.Lease)

@@ -15,10 +15,11 @@ const (
 	// ProbeTime bounds a probe. It is above dnsmasq's 3 s and udhcpd's 2 s of
 	// pinging before they offer.
 	ProbeTime = 8 * time.Second
-	// firstWait is the patience of a network whose VLAN comes up with it. A
+	// FirstWait is the patience of a network whose VLAN comes up with it, until its
+	// first lease. A
 	// port of IEEE 802.1D listens and learns for 15 s each before it forwards,
 	// after up to 20 s of a topology that ages.
-	firstWait = 60 * time.Second
+	FirstWait = 60 * time.Second
 )
 
 // exampleFlags stand in errors where nothing is known.
@@ -50,7 +51,15 @@ func (d *discovery) log(log *slog.Logger) {
 
 // probe settles a new pool, by the servers' offers unless that is off.
 func (m *Manager) probe(ctx context.Context, p Pool) (discovery, error) {
-	if m.options(p).Probe == Off {
+	o := m.options(p)
+	if o.Probe == Off && !o.ByBroadcast() {
+		return p.unprobed()
+	}
+	if o.Probe == Off {
+		// Whether there is such an interface is known without asking anybody.
+		if _, err := m.client.RelayMAC(ctx, p); err != nil {
+			return p.settle(nil, err)
+		}
 		return p.unprobed()
 	}
 	bound, cancel := context.WithTimeout(ctx, ProbeTime)
@@ -82,9 +91,9 @@ func (p Pool) settle(offers []Offer, err error) (discovery, error) {
 	given := p.Subnet.IsValid()
 	switch {
 	case errors.Is(err, ErrNoVLAN) && given:
-		p.FirstWait = firstWait
+		p.FirstWait = FirstWait
 		d := p.guessed()
-		d.warn("not probed: the network is created on trust, and its first container may wait for the VLAN's port", "why", err, "for", firstWait)
+		d.warn("not probed: the network is created on trust, and its first container may wait for the VLAN's port", "why", err, "for", FirstWait)
 		return d, nil
 	case errors.Is(err, ErrNoVLAN):
 		return discovery{}, fmt.Errorf("%w: spanning tree may block a new VLAN port for up to 50 seconds, so it can't be probed; create the network with --subnet and --gateway, for example %s", err, exampleFlags)
@@ -117,6 +126,10 @@ func (p Pool) learn(offers []Offer) (discovery, error) {
 	return discovery{}, fmt.Errorf("learn the network's subnet: %s: correct the server, or create the network with --subnet and --gateway, for example %s", strings.Join(wrong, "; "), offers[0].flags())
 }
 
+// minLearned is the least prefix length that a server is believed: no LAN is
+// larger than 10.0.0.0/8.
+const minLearned = 8
+
 // network is the subnet that an offer names, where a network can have it.
 func (o Offer) network() (netip.Prefix, error) {
 	offered := fmt.Sprintf("DHCP server %s offers %s", o.Server, o.Address)
@@ -124,7 +137,11 @@ func (o Offer) network() (netip.Prefix, error) {
 		return netip.Prefix{}, fmt.Errorf("%s without a subnet mask (option 1) of any use", offered)
 	}
 	err := checkSubnet(o.Subnet)
-	if err == nil {
+	switch {
+	case err != nil:
+	case o.Subnet.Bits() < minLearned || o.Subnet.Addr().IsLoopback():
+		err = fmt.Errorf("subnet %s is nobody's LAN", o.Subnet)
+	default:
 		err = Pool{Subnet: o.Subnet}.inSubnet(o.Address)
 	}
 	if err != nil {
@@ -215,7 +232,7 @@ func orNone(v optional) string {
 func (m *Manager) learnSubnet(ctx context.Context, p Pool) (Pool, error) {
 	network := p.Subnet.Addr()
 	wrong := func(err error) (Pool, error) {
-		return Pool{}, fmt.Errorf("learn the prefix length of the old network %s: %w", network, err)
+		return Pool{}, fmt.Errorf("learn the prefix length of the old network %s: %w; mend that, or remove the network and create it anew", network, err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, ProbeTime)
 	defer cancel()

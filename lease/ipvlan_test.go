@@ -407,3 +407,14 @@ func TestDrivers(t *testing.T) {
 		t.Errorf("%s, want %s", got, want)
 	}
 }
+
+// A pool of the first driver on the second one's socket: no lease is taken in
+// the name of no MAC, nor for a group.
+func TestNoMAC(t *testing.T) {
+	inWorld(t, func(w *world) {
+		pool := w.pool()
+		w.refused(pool, lease.Endpoint{Name: "web"}, "00:00:00:00:00:00 is no endpoint's")
+		w.refused(pool, lease.Endpoint{MAC: lease.MAC{1, 0, 0x5e, 0, 0, 1}}, "01:00:5e:00:00:01 is no endpoint's")
+		w.server.saw(t)
+	})
+}

@@ -19,6 +19,10 @@ func ParseMAC(s string) (MAC, error) {
 	return MAC(hw), nil
 }
 
+// Unicast reports whether a network card can have this address: neither zero
+// nor a group's.
+func (m MAC) Unicast() bool { return m != MAC{} && m[0]&1 == 0 }
+
 // String writes the address in lower case with colons.
 func (m MAC) String() string { return net.HardwareAddr(m[:]).String() }
 

@@ -12,7 +12,8 @@ import (
 
 // Config is what a Manager needs beside its store and client.
 type Config struct {
-	// Timeout is the longest that one Acquire may take.
+	// Timeout is the longest that one Acquire may take, but a new VLAN's first,
+	// which has FirstWait.
 	Timeout time.Duration
 	// Global are the options where a network says nothing itself.
 	Global Options

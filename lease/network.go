@@ -236,8 +236,8 @@ func (m *Manager) patience(poolID string) time.Duration {
 
 // granted ends the longer patience with a network's first lease: from here on
 // silence is what it is elsewhere.
-func (m *Manager) granted(p *pool) {
-	if m.current(p).FirstWait == 0 {
+func (m *Manager) granted(p *pool, l Lease) {
+	if m.current(p).FirstWait == 0 || l.State(m.clock.now()) != Bound {
 		return
 	}
 	if err := m.editPool(p, func(p *Pool) error { p.FirstWait = 0; return nil }); err != nil {

@@ -47,6 +47,7 @@ func TestAddPool(t *testing.T) {
 		pool            lease.Pool
 		offer           func(*lease.Offer) // a change of the usual one
 		fails           error              // the probe, if not nil
+		noInterface     error              // what there is instead of one
 		takes           time.Duration
 		subnet, gateway string
 		from            string
@@ -59,6 +60,7 @@ func TestAddPool(t *testing.T) {
 		"learned without a router":  {pool: subnet(t, ""), offer: func(o *lease.Offer) { o.Router = netip.Addr{} }, subnet: "192.0.2.0/24", gateway: "192.0.2.1", from: "first address of the subnet", warning: "names no router", probes: 1},
 		"no server that says a bit": {pool: subnet(t, "192.0.2.0/24"), fails: lease.ErrNoAnswer, takes: 8 * second, subnet: "192.0.2.0/24", gateway: "192.0.2.1", from: "first address of the subnet", warning: "no DHCP server answered", probes: 1},
 		"no probe wanted":           {pool: wanted(t, "192.0.2.0/24", "probe=off"), subnet: "192.0.2.0/24", gateway: "192.0.2.1", from: "first address of the subnet"},
+		"VLAN to be made, no probe": {pool: wanted(t, "192.0.2.0/24", "probe=off", "dhcp_interface=eth0.10"), noInterface: errVLAN, subnet: "192.0.2.0/24", gateway: "192.0.2.1", from: "first address of the subnet", warning: "eth0.10 on eth0\" for=1m0s"},
 		"VLAN to be made":           {pool: subnet(t, "192.0.2.0/24"), fails: errVLAN, subnet: "192.0.2.0/24", gateway: "192.0.2.1", from: "first address of the subnet", warning: "eth0.10 on eth0\" for=1m0s", probes: 1},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -73,6 +75,9 @@ func TestAddPool(t *testing.T) {
 					}
 					return []lease.Offer{o}, c.fails
 				})
+				if c.noInterface != nil {
+					w.server.relayMAC.set(func() (lease.MAC, error) { return lease.MAC{}, c.noInterface })
+				}
 				began := time.Now()
 				p, err := w.manager.AddPool(w.Context(), c.pool)
 				if err != nil {
@@ -81,7 +86,7 @@ func TestAddPool(t *testing.T) {
 				if took := time.Since(began); took != c.takes {
 					t.Errorf("took %v, want %v", took, c.takes)
 				}
-				if p.Subnet.String() != c.subnet || p.Gateway != addr(c.gateway) || !strings.HasPrefix(p.ID, c.subnet+"?gateway="+c.gateway+"&id=") {
+				if p.Subnet.String() != c.subnet || p.Gateway != addr(c.gateway) || !strings.HasPrefix(p.ID, c.subnet+"?") || !strings.Contains(p.ID, "gateway="+c.gateway+"&id=") {
 					t.Errorf("subnet %v, gateway %v, ID %q", p.Subnet, p.Gateway, p.ID)
 				}
 				if stored := w.store.pools[p.ID]; stored.Gateway != p.Gateway || stored.Subnet != p.Subnet || stored.FirstWait != p.FirstWait || len(w.store.pools) != 1 {
@@ -111,8 +116,10 @@ func TestAddPoolRefusals(t *testing.T) {
 		probe  func(context.Context, lease.Pool, lease.MAC) ([]lease.Offer, error)
 		takes  time.Duration
 		is     error
-		says   []string
-		probes int
+		// noInterface is what there is instead of one.
+		noInterface error
+		says        []string
+		probes      int
 	}{
 		"another subnet":            {pool: subnet(t, "203.0.113.0/24"), says: []string{"198.51.100.1", "192.0.2.99", "192.0.2.0/24", "not a host of the subnet 203.0.113.0/24", "--subnet"}, probes: 1},
 		"an error":                  {pool: subnet(t, "192.0.2.0/24"), probe: failingProbe(errDown), is: errDown, probes: 1},
@@ -120,6 +127,8 @@ func TestAddPoolRefusals(t *testing.T) {
 		"silence":                   {pool: subnet(t, ""), probe: silentProbe, takes: 8 * time.Second, is: lease.ErrNoAnswer, says: []string{"--subnet 192.0.2.0/24 --gateway 192.0.2.1"}, probes: 1},
 		"VLAN to be made":           {pool: subnet(t, ""), probe: failingProbe(errVLAN), is: lease.ErrNoVLAN, says: []string{"eth0.10 on eth0: spanning tree may block a new VLAN port for up to 50 seconds, so it can't be probed; create the network with --subnet and --gateway"}, probes: 1},
 		"no probe, nothing given":   {pool: wanted(t, "", "probe=off"), says: []string{"probe=off", "--subnet 192.0.2.0/24 --gateway 192.0.2.1"}},
+		"no such interface":         {pool: wanted(t, "192.0.2.0/24", "probe=off", "dhcp_interface=eth9"), noInterface: errDown, is: errDown},
+		"no VLAN, no probe":         {pool: wanted(t, "", "probe=off", "dhcp_interface=eth0.10"), noInterface: errVLAN, is: lease.ErrNoVLAN, says: []string{"spanning tree", "--subnet and --gateway"}},
 		"no probe in general":       {global: lease.Options{Probe: lease.Off}, pool: subnet(t, ""), says: []string{"probe=off"}},
 		"option 82 by broadcast":    {global: lease.Options{Interface: "eth0"}, pool: wanted(t, "192.0.2.0/24", "option82=host"), says: []string{"option82=host", "by broadcast on eth0", "dhcp_server"}},
 		"frames of a relay agent's": {global: lease.Options{Servers: []lease.Server{{Host: "192.0.2.3", Port: 67}}}, pool: wanted(t, "192.0.2.0/24", "ether_source=container"), says: []string{"ether_source=container", "dhcp_interface"}},
@@ -127,6 +136,9 @@ func TestAddPoolRefusals(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			inWorldOf(t, c.global, func(w *world) {
 				w.server.onProbe.set(c.probe)
+				if c.noInterface != nil {
+					w.server.relayMAC.set(func() (lease.MAC, error) { return lease.MAC{}, c.noInterface })
+				}
 				began := time.Now()
 				_, err := w.manager.AddPool(w.Context(), c.pool)
 				w.fails(err, c.says...)
@@ -209,6 +221,22 @@ func TestNetworkOnANewVLAN(t *testing.T) {
 			})
 		})
 	}
+	t.Run("a stored lease, of which no server was heard, is none", func(t *testing.T) {
+		inWorldOf(t, auto, func(w *world) {
+			before, left := w.leftOne()
+			if err := w.manager.RemovePool(w.Context(), before); err != nil {
+				t.Fatal(err)
+			}
+			pool := create(w)
+			w.server.down()
+			if l := w.acquire(pool, ep(2, "web")); l.Addr() != left.Addr() {
+				t.Fatalf("got %s", l.Addr())
+			}
+			if got := w.store.pools[pool].FirstWait; got != lease.FirstWait {
+				t.Errorf("the patience is %v", got)
+			}
+		})
+	})
 	t.Run("a longer time-out stays", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := newWorld(t)

@@ -77,9 +77,9 @@ func Unicast(a netip.Addr) bool {
 	return a.Is4() && !a.IsUnspecified() && !a.IsMulticast() && a.As4()[0] < 240
 }
 
-// Options are the settings that a network's user may give with --ipam-opt. The
-// same names in upper case are the keys of the daemon's configuration; what a
-// network says itself beats them. Zero fields are unset.
+// Options are the settings that a network's user may give with --ipam-opt. Those
+// that the daemon's configuration has too are keys there by the same names in upper
+// case; what a network says itself beats them. Zero fields are unset.
 type Options struct {
 	// Servers are asked for leases, all of them at once.
 	Servers []Server `json:"dhcp_server,omitempty"`
@@ -252,11 +252,7 @@ func (o Options) suits(own Options) error {
 		}
 		return nil
 	}
-	agent := Options{Relay: own.Relay, RelayPort: own.RelayPort, LinkSelection: own.LinkSelection, Agent: o.Agent}
-	if o.LinkSelection == Select118 {
-		agent.LinkSelection = Select118
-	}
-	texts := agent.Texts()
+	texts := Options{Relay: own.Relay, RelayPort: own.RelayPort, LinkSelection: own.LinkSelection, Agent: own.Agent}.Texts()
 	if len(texts) == 0 {
 		return nil
 	}
@@ -264,7 +260,7 @@ func (o Options) suits(own Options) error {
 	for _, name := range slices.Sorted(maps.Keys(texts)) {
 		settings = append(settings, name+"="+texts[name])
 	}
-	return fmt.Errorf("%s: for relay agents only, and the servers are asked by broadcast on %s (servers discard option 82 without giaddr, RFC 3046 section 2.1): leave it out, or give dhcp_server instead of dhcp_interface", strings.Join(settings, " "), o.Interface)
+	return fmt.Errorf("%s: for relay agents only, and the servers are asked by broadcast on %s (option 82 without giaddr is discarded on the way, RFC 3046 section 2.1): leave it out, or give dhcp_server instead of dhcp_interface", strings.Join(settings, " "), o.Interface)
 }
 
 // maxServers bounds what one request asks.

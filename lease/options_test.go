@@ -308,8 +308,6 @@ func TestSuits(t *testing.T) {
 		// The daemon's own: its relay address is in no network's way.
 		{nil, Options{Interface: "eth0", Relay: netip.IPv4Unspecified(), RelayPort: 67, LinkSelection: SelectOff}, nil},
 		{map[string]string{"dhcp_interface": "eth1"}, Options{Servers: relay.Servers, Relay: netip.IPv4Unspecified(), RelayPort: 1067, LinkSelection: SelectAuto}, nil},
-		{map[string]string{"dhcp_interface": "eth1"}, Options{Agent: []AgentPart{AgentHost}}, []string{"option82=host", "eth1"}},
-		{map[string]string{"dhcp_interface": "eth1"}, Options{LinkSelection: Select118}, []string{"link_selection=118", "eth1"}},
 	} {
 		own, err := ParseOptions(c.own)
 		if err != nil {

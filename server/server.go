@@ -40,11 +40,17 @@ func New(manager *lease.Manager, as lease.Driver, log *slog.Logger) http.Handler
 	return r
 }
 
+// maxSocketPath is what fits into the kernel's sun_path, see unix(7).
+const maxSocketPath = 107
+
 // Listen makes the plugin socket with mode 0600, and its folder where that is
 // missing. A socket that nobody serves any more is replaced.
 func Listen(path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("make plugin folder: %w", err)
+	}
+	if len(path) > maxSocketPath {
+		return nil, fmt.Errorf("listen on %s: the path of a socket has at most %d bytes: give this daemon a shorter PLUGIN_SOCKET", path, maxSocketPath)
 	}
 	// A plain file refuses connections too, and isn't ours to remove.
 	if info, err := os.Lstat(path); err == nil && info.Mode().Type() != fs.ModeSocket {

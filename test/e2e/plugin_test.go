@@ -126,7 +126,7 @@ func (s *site) serverMACs() map[string]netip.Addr {
 }
 
 // DHCP message types (option 53). Every sender in the lab writes the option
-// first, so that its bytes tell a message's type.
+// first, so that its bytes behind the cookie tell a message's type.
 const (
 	discover = 1
 	request  = 3
@@ -134,7 +134,9 @@ const (
 	release  = 7
 )
 
-func typeBytes(kind int) string { return fmt.Sprintf("|3501%02x|", kind) }
+// The option alone would be found by chance: a request begins with 01 01, and
+// the last byte of its UDP checksum may be 35.
+func typeBytes(kind int) string { return fmt.Sprintf("|638253633501%02x|", kind) }
 
 // count counts the messages of a type that reach a node from now on. They are
 // counted on their way to the sockets, before anybody reads them.
