@@ -92,14 +92,11 @@ func openBroadcast(at place) (socket, error) {
 	if c.raw, err = conn.SyscallConn(); err == nil {
 		err = c.raw.Control(enlargeBuffer)
 	}
-	if err == nil {
-		_, err = c.hardware()
-	}
 	if err != nil {
 		conn.Close()
 		return socket{}, fmt.Errorf("open %s: %w", at, err)
 	}
-	return socket{PacketConn: c, stale: c.stale}, nil
+	return socket{PacketConn: c, stale: c.stale, usable: c.usable}, nil
 }
 
 // ReadFrom returns the next DHCP message and the station that it came from.
@@ -125,8 +122,8 @@ func (c *broadcastConn) WriteTo(b []byte, to net.Addr) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("send on %s: %w", c.place, err)
 	}
-	if c.source == lease.SourceContainer {
-		source = lease.MAC(dhcp4.Packet(b).CHAddr())
+	if as := to.(station).as; as != (lease.MAC{}) {
+		source = as
 	}
 	dest := to.(station).mac
 	if dest == (lease.MAC{}) {
@@ -162,7 +159,7 @@ func readFrame(frame []byte) ([]byte, station, error) {
 		frame = layer.LayerPayload()
 	}
 	source := netip.AddrFrom4([4]byte(ip.SrcIP))
-	return frame, station{lease.MAC(ethernet.SrcMAC), netip.AddrPortFrom(source, uint16(udp.SrcPort))}, nil
+	return frame, station{mac: lease.MAC(ethernet.SrcMAC), addr: netip.AddrPortFrom(source, uint16(udp.SrcPort))}, nil
 }
 
 // writeFrame makes the Ethernet frame of a message to servers. To IP it is
@@ -212,6 +209,14 @@ func (c *broadcastConn) hardware() (mac lease.MAC, err error) {
 		return nil
 	})
 	return mac, err
+}
+
+// usable says why nothing can be sent now.
+func (c *broadcastConn) usable() error {
+	if _, err := c.hardware(); err != nil {
+		return fmt.Errorf("ask on %s: %w", c.place, err)
+	}
+	return nil
 }
 
 // stale reports whether the interface is another than when the socket was

@@ -120,7 +120,7 @@ func TestReadFrame(t *testing.T) {
 		if name == "odd source port" {
 			port = 0x1234
 		}
-		if from != (station{ourMAC, netip.AddrPortFrom(ip("10.10.0.1"), port)}) {
+		if from != (station{mac: ourMAC, addr: netip.AddrPortFrom(ip("10.10.0.1"), port)}) {
 			t.Errorf("%s: from %s", name, from)
 		}
 	}

@@ -121,8 +121,8 @@ func onEth0(t *testing.T) *Client {
 	return c
 }
 
-// An interface that is of no use is an error with a way out, for the first
-// message that needs it.
+// An interface that is of no use is an error with a way out, and a probe, for
+// which somebody waits, doesn't wait for it.
 func TestBroadcastBadInterfaces(t *testing.T) {
 	if !inNetns(t) {
 		return
@@ -147,8 +147,16 @@ func TestBroadcastBadInterfaces(t *testing.T) {
 		"lo":        {"is not Ethernet", "correct dhcp_interface"},
 		"port0":     {"is a port of bridge br0", "use dhcp_interface=br0"},
 	} {
-		_, err := openBroadcast(place{iface: name})
+		c := NewClient(lease.Options{Interface: name}, slog.New(slog.DiscardHandler))
+		began := time.Now()
+		_, err := c.Probe(within(t, usual), home, lease.MAC{})
 		checkError(t, err, append(says, "interface "+name)...)
+		if took := time.Since(began); took > usual/2 {
+			t.Errorf("%s: took %s", name, took)
+		}
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
 		if errors.Is(err, lease.ErrNoVLAN) != (name == "eth0.10") {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -272,15 +280,15 @@ func TestBroadcastWrites(t *testing.T) {
 	}
 	cable(t, "eth0", "far0")
 	far := farEnd(t, "far0")
-	source := func(at place, to station) (frame []byte) {
+	written := func(to station) (frame []byte) {
 		t.Helper()
-		s, err := openBroadcast(at)
+		s, err := openBroadcast(lanPlace)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer s.Close()
 		ipLink(t, "set eth0 address 02:00:00:00:00:07")
-		if _, err := s.WriteTo(message{kind: 1, place: at, party: party{mac: mac1}}.marshal(), to); err != nil {
+		if _, err := s.WriteTo(message{kind: 1, place: lanPlace, party: party{mac: mac1}}.marshal(), to); err != nil {
 			t.Fatal(err)
 		}
 		b := make([]byte, 2000)
@@ -294,17 +302,15 @@ func TestBroadcastWrites(t *testing.T) {
 			}
 		}
 	}
-	interfaces, containers := lanPlace, place{iface: "eth0", source: lease.SourceContainer}
 	for _, c := range []struct {
-		at       place
 		to       station
 		src, dst string
 	}{
-		{interfaces, station{}, "02:00:00:00:00:07", "ff:ff:ff:ff:ff:ff"},
-		{interfaces, station{mac: ourMAC}, "02:00:00:00:00:07", ourMAC.String()},
-		{containers, station{}, mac1.String(), "ff:ff:ff:ff:ff:ff"},
+		{station{}, "02:00:00:00:00:07", "ff:ff:ff:ff:ff:ff"},
+		{station{mac: ourMAC}, "02:00:00:00:00:07", ourMAC.String()},
+		{station{as: mac1}, mac1.String(), "ff:ff:ff:ff:ff:ff"},
 	} {
-		frame := source(c.at, c.to)
+		frame := written(c.to)
 		if dst, src := lease.MAC(frame[:6]).String(), lease.MAC(frame[6:12]).String(); src != c.src || dst != c.dst {
 			t.Errorf("from %s to %s, want from %s to %s", src, dst, c.src, c.dst)
 		}
@@ -338,6 +344,7 @@ func TestBroadcastFlaps(t *testing.T) {
 		}
 	}
 	link := c.links[lanPlace]
+	first := link.socket.PacketConn
 
 	ipLink(t, "set eth0 down")
 	checkError(t, renew(), "send on interface eth0: it is down: bring it up")
@@ -349,14 +356,14 @@ func TestBroadcastFlaps(t *testing.T) {
 	works("plugged in again")
 	ipLink(t, "set eth0 down", "set eth0 name lan0", "set lan0 up")
 	works("renamed")
-	if c.links[lanPlace] != link {
+	if link.socket.PacketConn != first {
 		t.Error("opened anew although the interface is the same")
 	}
 
 	// Another one with its name is another LAN.
 	cable(t, "eth0", "far1")
 	checkError(t, renew(), lease.ErrNoAnswer.Error())
-	if c.links[lanPlace] == link {
+	if link.socket.PacketConn == first {
 		t.Error("not opened anew")
 	}
 	ipLink(t, "del eth0")
@@ -371,6 +378,29 @@ func TestBroadcastFlaps(t *testing.T) {
 	cable(t, "eth0", "far0")
 	serveOn(t, "far0", newDHCPD(server1))
 	works("made anew")
+
+	// A start waits for the link, also a daemon's first.
+	fresh := onEth0(t)
+	ipLink(t, "set eth0 down")
+	started := make(chan error)
+	go func() {
+		_, err := fresh.Acquire(within(t, usual), want(home, mac1))
+		started <- err
+	}()
+	if err := lab.Eventually(5*time.Second, func() error {
+		fresh.mu.Lock()
+		defer fresh.mu.Unlock()
+		if len(fresh.links) == 0 {
+			return errors.New("no link yet")
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+	ipLink(t, "set eth0 up")
+	if err := <-started; err != nil {
+		t.Errorf("plugged in during a start: %v", err)
+	}
 }
 
 // An interface goes under an exchange that waits: its error names the reason.
@@ -385,8 +415,8 @@ func TestBroadcastInterfaceGoes(t *testing.T) {
 	}
 	link := c.links[lanPlace]
 	ipLink(t, "del eth0")
-	err := link.send(message{kind: 1, place: lanPlace, party: party{mac: mac1}}.marshal(), path{link: link})
-	checkError(t, err, "send on interface eth0: it is gone")
+	err := link.send(message{kind: 1, party: party{mac: mac1}}, path{link: link})
+	checkError(t, err, "interface eth0: no such network interface")
 	// Closing ends the reader although no frame will ever come.
 	if err := c.Close(); err != nil {
 		t.Error(err)

@@ -78,7 +78,7 @@ func newRealLAN(t *testing.T, l *lab.Lab, kind lab.DHCPKind, bridged bool) realL
 	// once a port does.
 	fatal(lab.Eventually(5*time.Second, func() error {
 		return host.Do(func() error {
-			_, err := r.client.link(place{iface: iface, source: lease.SourceInterface})
+			_, err := r.client.link(place{iface: iface})
 			return err
 		})
 	}))

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -90,7 +91,7 @@ func TestBroadcastForeignNAK(t *testing.T) {
 		serve := l.serve
 		l.serve = func(m sent) {
 			if m.kind() == request && other.hears(m) {
-				l.replyBy(m, time.Microsecond, station{other.mac, other.from}, refuse(m.packet, server2.Addr()))
+				l.replyBy(m, time.Microsecond, station{mac: other.mac, addr: other.from}, refuse(m.packet, server2.Addr()))
 			}
 			serve(m)
 		}
@@ -115,7 +116,7 @@ func TestBroadcastRenewForeignNAK(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T, l *lan) {
 				l.serve = func(m sent) {
-					l.replyBy(m, time.Millisecond, station{stationOf(server1), server1}, nak(m.packet))
+					l.replyBy(m, time.Millisecond, station{mac: stationOf(server1), addr: server1}, nak(m.packet))
 				}
 				c := l.broadcaster()
 				if _, err := c.Renew(within(t, time.Minute), home, onLAN(server1)); !errors.Is(err, lease.ErrNoAnswer) || errors.Is(err, lease.ErrNAK) {
@@ -135,7 +136,7 @@ func TestBroadcastExtendRefused(t *testing.T) {
 		t.Run(e.name, func(t *testing.T) {
 			bubble(t, func(t *testing.T, l *lan) {
 				l.serve = func(m sent) {
-					l.replyBy(m, time.Millisecond, station{stationOf(server1), server1}, refuse(m.packet, server1.Addr()))
+					l.replyBy(m, time.Millisecond, station{mac: stationOf(server1), addr: server1}, refuse(m.packet, server1.Addr()))
 				}
 				_, err := e.call(l.broadcaster(), within(t, time.Minute), home, onLAN(server1))
 				if took := time.Since(l.began); !errors.Is(err, lease.ErrNAK) || took != time.Millisecond {
@@ -163,9 +164,9 @@ func TestBroadcastRebindForeignNAK(t *testing.T) {
 			bubble(t, func(t *testing.T, l *lan) {
 				right := newDHCPD(server1)
 				l.serve = func(m sent) {
-					l.replyBy(m, time.Millisecond, station{stationOf(server2), server2}, refuse(m.packet, server2.Addr()))
+					l.replyBy(m, time.Millisecond, station{mac: stationOf(server2), addr: server2}, refuse(m.packet, server2.Addr()))
 					if c.ack == 0 && !m.has(50) || m.has(c.ack) {
-						l.replyBy(m, 10*time.Millisecond, station{right.mac, right.from}, right.answer(m.packet))
+						l.replyBy(m, 10*time.Millisecond, station{mac: right.mac, addr: right.from}, right.answer(m.packet))
 					}
 				}
 				_, err := l.broadcaster().Rebind(within(t, time.Minute), home, onLAN(server1))
@@ -191,7 +192,7 @@ func TestBroadcastExtendUnseen(t *testing.T) {
 					server := newDHCPD(server1)
 					l.serve = func(m sent) {
 						if b := server.answer(m.packet); m.has(50) {
-							l.replyBy(m, time.Millisecond, station{server.mac, server.from}, b)
+							l.replyBy(m, time.Millisecond, station{mac: server.mac, addr: server.from}, b)
 						}
 					}
 					c, old := l.broadcaster(), onLAN(server1)
@@ -229,7 +230,7 @@ func TestBroadcastExtendUnanswered(t *testing.T) {
 				if took := time.Since(l.began); !errors.Is(err, lease.ErrNoAnswer) || took != time.Minute {
 					t.Errorf("after %s: %v", took, err)
 				}
-				checkError(t, err, "by broadcast on interface eth0")
+				checkError(t, err, map[string]string{"renew": "asked 10.10.0.1 on interface eth0", "rebind": "asked by broadcast on interface eth0"}[e.name])
 				checkKinds(t, l, request, request)
 			})
 		})
@@ -240,7 +241,7 @@ func TestBroadcastExtendUnanswered(t *testing.T) {
 func TestBroadcastByRelayAgent(t *testing.T) {
 	bubble(t, func(t *testing.T, l *lan) {
 		far := newDHCPD(netip.MustParseAddrPort("10.40.0.1:67"))
-		agent := station{lease.MAC{2, 2, 2, 2, 2, 2}, server1}
+		agent := station{mac: lease.MAC{2, 2, 2, 2, 2, 2}, addr: server1}
 		l.serve = func(m sent) {
 			if m.station != toAll && m.station != agent.mac {
 				t.Errorf("type %d was sent to %s", m.kind(), m.station)
@@ -326,15 +327,16 @@ func TestBroadcastInterfaceComesBack(t *testing.T) {
 	bubble(t, func(t *testing.T, l *lan) {
 		l.attach(newDHCPD(server1))
 		c, held := l.broadcaster(), onLAN(server1)
+		away := l.mayBeAway(c)
+		away.Store(false)
 		if _, err := c.Renew(within(t, usual), home, held); err != nil {
 			t.Fatal(err)
 		}
+		away.Store(true)
 		old := l.conn(lanPlace)
 		old.stale.Store(true)
-		away := errors.New("no such network interface")
-		c.openBroadcast = func(place) (socket, error) { return socket{}, away }
 		for range 2 {
-			if _, err := c.Renew(within(t, usual), home, held); !errors.Is(err, away) {
+			if _, err := c.Renew(within(t, usual), home, held); !errors.Is(err, errAway) {
 				t.Errorf("error %v", err)
 			}
 		}
@@ -343,7 +345,7 @@ func TestBroadcastInterfaceComesBack(t *testing.T) {
 		default:
 			t.Error("the old socket is left open")
 		}
-		c.openBroadcast = l.open
+		away.Store(false)
 		if _, err := c.Renew(within(t, usual), home, held); err != nil || l.conn(lanPlace) == old {
 			t.Errorf("not opened anew: %v", err)
 		}
@@ -351,8 +353,97 @@ func TestBroadcastInterfaceComesBack(t *testing.T) {
 	})
 }
 
-// Each network its own way. Ways that differ in anything are links of their
-// own; networks of one way share its link.
+var errAway = errors.New("no such network interface")
+
+// mayBeAway lets the interface be away or there.
+func (l *lan) mayBeAway(c *Client) (away *atomic.Bool) {
+	away = new(atomic.Bool)
+	c.openBroadcast = func(at place) (socket, error) {
+		if away.Load() {
+			return socket{}, errAway
+		}
+		return l.open(at)
+	}
+	return away
+}
+
+// Exchanges outlive their socket: whoever waits while the interface goes and
+// comes back as another one has his lease from that.
+func TestBroadcastInterfaceComesBackUnderAnExchange(t *testing.T) {
+	for name, run := range map[string]func(t *testing.T, c *Client) error{
+		"acquire": func(t *testing.T, c *Client) error {
+			_, err := c.Acquire(within(t, 8*time.Second), want(home, mac1))
+			return err
+		},
+		"confirm": func(t *testing.T, c *Client) error {
+			_, err := c.Confirm(within(t, 8*time.Second), home, onLAN(server1))
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, l *lan) {
+				c := l.broadcaster()
+				away := l.mayBeAway(c)
+				if err := c.Open(); err != nil {
+					t.Fatal(err)
+				}
+				time.AfterFunc(100*time.Millisecond, func() {
+					away.Store(true)
+					l.conn(lanPlace).stale.Store(true)
+				})
+				time.AfterFunc(2*time.Second+100*time.Millisecond, func() {
+					l.attach(newDHCPD(server1))
+					away.Store(false)
+				})
+				if err := run(t, c); err != nil {
+					t.Fatal(err)
+				}
+				// The next one to be sent is there at the latest 4 s on.
+				if took := time.Since(l.began); took < 2*time.Second || took > 6200*time.Millisecond {
+					t.Errorf("took %s", took)
+				}
+			})
+		})
+	}
+}
+
+// A renewal that couldn't be sent says so at once: no answer will come.
+func TestRenewalThatIsNotSent(t *testing.T) {
+	bubble(t, func(t *testing.T, l *lan) {
+		c := l.broadcaster()
+		down := errors.New("it is down")
+		l.write = func(netip.AddrPort) error { return down }
+		if _, err := c.Renew(within(t, time.Hour), home, onLAN(server1)); !errors.Is(err, down) {
+			t.Errorf("error %v", err)
+		}
+		if took := time.Since(l.began); took > 2*time.Second {
+			t.Errorf("took %s", took)
+		}
+	})
+}
+
+// A NAK that names no server may be anybody's on a LAN.
+func TestBroadcastNamelessNAK(t *testing.T) {
+	bubble(t, func(t *testing.T, l *lan) {
+		server := newDHCPD(server1)
+		l.attach(server)
+		serve := l.serve
+		l.serve = func(m sent) {
+			if m.kind() == request {
+				nameless := answer{to: m.packet, options: []option{opt(53, 6)}}
+				l.reply(m, time.Microsecond, server2, nameless.bytes())
+			}
+			serve(m)
+		}
+		if _, err := l.broadcaster().Acquire(within(t, usual), want(home, mac1)); err != nil {
+			t.Error(err)
+		}
+		checkKinds(t, l, discover, request)
+	})
+}
+
+// Each network its own way. Ways that differ in where they ask are links of
+// their own; networks of one way share its link.
 func TestBothKindsOfLinks(t *testing.T) {
 	bubble(t, func(t *testing.T, l *lan) {
 		l.attach(newDHCPD(server1))
@@ -366,12 +457,12 @@ func TestBothKindsOfLinks(t *testing.T) {
 				t.Errorf("%+v: %v", o, err)
 			}
 		}
-		for _, at := range []place{place1, lanPlace, {iface: "eth0", source: lease.SourceContainer}, {iface: "eth1", source: lease.SourceInterface}} {
+		for _, at := range []place{place1, lanPlace, {iface: "eth1"}} {
 			if l.conn(at) == nil {
 				t.Errorf("no link at %s", at)
 			}
 		}
-		if n := len(l.conns); n != 4 {
+		if n := len(l.conns); n != 3 {
 			t.Errorf("%d links", n)
 		}
 	})

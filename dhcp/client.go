@@ -219,8 +219,7 @@ func (x *exchange) send(m message, paths ...path) {
 			// It says itself for whom it is, and the others on a LAN may know.
 			p.station = lease.MAC{}
 		}
-		m.place = p.link.place
-		if err := p.link.send(m.marshal(), p); err != nil {
+		if err := p.link.send(m, p); err != nil {
 			x.failed = err
 			continue
 		}
@@ -278,17 +277,21 @@ func (x *exchange) withFailures(err error) error {
 
 // Probe implements lease.Client.
 func (c *Client) Probe(ctx context.Context, pool lease.Pool, mac lease.MAC) ([]lease.Offer, error) {
-	began := time.Now()
 	paths, err := c.paths(ctx, pool.Options)
 	if err != nil {
 		return nil, err
+	}
+	for _, p := range paths {
+		// Somebody waits for the answer who can mend it now.
+		if err := p.link.usable(); err != nil {
+			return nil, err
+		}
 	}
 	if mac == (lease.MAC{}) {
 		mac = c.probeMAC
 	}
 	x := c.begin(party{pool: pool, mac: mac, clientID: lease.MACClientID(mac)}, paths)
 	defer x.end()
-	x.began = began
 	var offers []lease.Offer
 	_, err = x.discover(ctx, &message{kind: dhcp4.Discover}, func(o lease.Offer) error {
 		if !slices.ContainsFunc(offers, func(other lease.Offer) bool { return other.Server == o.Server }) {
@@ -446,7 +449,7 @@ func (x *exchange) request(ctx context.Context, m message, to path) (reply, erro
 				return reply{}, noACK()
 			}
 			// Late offers and other servers' words don't count.
-			if r.server != m.server && r.server.IsValid() {
+			if r.server != m.server && (r.server.IsValid() || !x.alone()) {
 				continue
 			}
 			switch r.kind {
@@ -494,7 +497,7 @@ func (c *Client) resume(pool lease.Pool, l lease.Lease) (*exchange, error) {
 	var err error
 	if options := pool.Options.Or(c.global); options.ByBroadcast() {
 		p.to, p.station = l.Via, l.Station
-		p.link, err = c.link(place{iface: options.Interface, source: options.EtherSource})
+		p.link, err = c.link(place{iface: options.Interface})
 	} else {
 		p, err = c.path(options, l.Via)
 	}
@@ -570,6 +573,10 @@ func (x *exchange) extend(ctx context.Context, l lease.Lease) (lease.Lease, erro
 			return got, err
 		}
 		x.send(message{kind: dhcp4.Request, secs: secs, requested: l.Addr()}, x.paths...)
+	}
+	if x.sent == 0 {
+		// Nobody will answer that.
+		return lease.Lease{}, x.failed
 	}
 	return x.answer(ctx, l, nil)
 }

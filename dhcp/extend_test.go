@@ -302,6 +302,23 @@ func TestProbe(t *testing.T) {
 	})
 }
 
+// What the host needs to find its servers isn't theirs.
+func TestProbeTimesTheServer(t *testing.T) {
+	bubble(t, func(t *testing.T, l *lan) {
+		l.attach(newDHCPD(server1))
+		c := l.client()
+		c.global.Servers = []lease.Server{{Host: "dhcp.example.org", Port: 67}}
+		c.resolve = func(context.Context, string) ([]netip.Addr, error) {
+			time.Sleep(1900 * time.Millisecond)
+			return []netip.Addr{server1.Addr()}, nil
+		}
+		got, err := c.Probe(within(t, usual), home, lease.MAC{})
+		if err != nil || len(got) != 1 || got[0].After != time.Millisecond {
+			t.Errorf("offers %+v, %v", got, err)
+		}
+	})
+}
+
 func TestProbeUnanswered(t *testing.T) {
 	bubble(t, func(t *testing.T, l *lan) {
 		got, err := l.client(server1).Probe(within(t, 8*time.Second), home, lease.MAC{})

@@ -104,7 +104,7 @@ func (l *lan) broadcaster() *Client {
 	return c
 }
 
-var lanPlace = place{iface: "eth0", source: lease.SourceInterface}
+var lanPlace = place{iface: "eth0"}
 
 func (l *lan) open(at place) (socket, error) {
 	l.mu.Lock()
@@ -191,7 +191,7 @@ func (c *memConn) ReadFrom(b []byte) (int, net.Addr, error) {
 	case d := <-c.in:
 		var from net.Addr = net.UDPAddrFromAddrPort(d.from)
 		if c.place.broadcast() {
-			from = station{d.mac, d.from}
+			from = station{mac: d.mac, addr: d.from}
 		}
 		return copy(b, d.data), from, d.err
 	case <-c.closed:
@@ -324,7 +324,7 @@ func (l *lan) attach(servers ...*dhcpd) {
 				if m.kind() == discover {
 					after += s.delay
 				}
-				l.replyBy(m, after, station{s.mac, s.from}, b)
+				l.replyBy(m, after, station{mac: s.mac, addr: s.from}, b)
 			}
 		}
 	}

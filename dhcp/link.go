@@ -22,10 +22,16 @@ import (
 // two kinds of sockets; nothing else differs but where messages go.
 type Link struct {
 	place
-	socket
+	open  func(place) (socket, error)
 	drops *Drops
 	log   *slog.Logger
-	done  chan struct{} // closed when the reader has ended
+
+	// opening is held while the socket is opened or exchanged, and guards what
+	// follows. Exchanges outlive their socket: they wait on the link.
+	opening sync.Mutex
+	socket  socket        // zero while there is none
+	done    chan struct{} // closed when its reader has ended
+	closed  bool
 
 	// mu guards waiting.
 	mu      sync.Mutex
@@ -35,9 +41,8 @@ type Link struct {
 // place is where a link is: at a relay address and port, or on an interface
 // whose servers are asked by broadcast.
 type place struct {
-	relay  netip.AddrPort
-	iface  string
-	source lease.EtherSource // of what is broadcast
+	relay netip.AddrPort
+	iface string
 }
 
 func (p place) broadcast() bool { return p.iface != "" }
@@ -71,6 +76,9 @@ type socket struct {
 	// stale says that the socket is no longer of use, and is to be opened
 	// anew. Nil: never.
 	stale func() bool
+	// usable says why nothing can be sent at the moment. Nil: it isn't known
+	// before it is tried.
+	usable func() error
 }
 
 // station is where a broadcast link's messages come from and go to: the
@@ -79,6 +87,9 @@ type socket struct {
 type station struct {
 	mac  lease.MAC
 	addr netip.AddrPort
+	// as is the Ethernet source of what is sent, the interface's own where it
+	// is zero.
+	as lease.MAC
 }
 
 // Network implements net.Addr.
@@ -100,36 +111,85 @@ type waiter struct {
 	to       chan<- reply
 }
 
-// startLink reads from a socket until Close.
-func startLink(at place, s socket, drops *Drops, log *slog.Logger) *Link {
-	l := &Link{
-		place: at, socket: s, drops: drops, log: log,
-		done: make(chan struct{}), waiting: map[exchangeKey]waiter{},
+// openLink opens the link of a place.
+func openLink(at place, open func(place) (socket, error), drops *Drops, log *slog.Logger) (*Link, error) {
+	l := &Link{place: at, open: open, drops: drops, log: log, waiting: map[exchangeKey]waiter{}}
+	_, err := l.ready()
+	return l, err
+}
+
+// ready returns the link's socket, which is opened anew where it is of no use
+// any more.
+func (l *Link) ready() (socket, error) {
+	l.opening.Lock()
+	defer l.opening.Unlock()
+	switch {
+	case l.closed:
+		return socket{}, net.ErrClosed
+	case l.socket.PacketConn == nil:
+	case l.socket.stale == nil || !l.socket.stale():
+		return l.socket, nil
+	default:
+		l.log.Warn("link is gone: opened anew", "at", l.place)
+		// That closing it fails changes nothing.
+		_ = l.end()
 	}
-	go l.read()
-	return l
+	s, err := l.open(l.place)
+	if err != nil {
+		return socket{}, err
+	}
+	l.log.Info("link opened", "at", l.place)
+	if s.holder != "" {
+		l.log.Warn("UDP port is taken by another program: answers are read beside it, by a raw socket", "at", l.place, "port", l.relay.Port(), "taken by", s.holder)
+	}
+	l.socket, l.done = s, make(chan struct{})
+	go l.read(s, l.done)
+	return s, nil
+}
+
+// end closes the socket, if there is one, and waits for its reader.
+func (l *Link) end() error {
+	s := l.socket
+	if s.PacketConn == nil {
+		return nil
+	}
+	l.socket = socket{}
+	err := s.Close()
+	<-l.done
+	if s.unlock != nil {
+		s.unlock()
+	}
+	return err
 }
 
 // Close ends the reader and frees the place.
 func (l *Link) Close() error {
-	err := l.PacketConn.Close()
-	<-l.done
-	if l.unlock != nil {
-		l.unlock()
+	l.opening.Lock()
+	defer l.opening.Unlock()
+	l.closed = true
+	return l.end()
+}
+
+// usable says why nothing can be sent at the moment, as far as that is known.
+func (l *Link) usable() error {
+	s, err := l.ready()
+	if err != nil || s.usable == nil {
+		return err
 	}
-	return err
+	return s.usable()
 }
 
 // readPause keeps a socket that fails at every read from taking a core.
 const readPause = 100 * time.Millisecond
 
-func (l *Link) read() {
-	defer close(l.done)
+// read reads from a socket until it is closed.
+func (l *Link) read(s socket, done chan<- struct{}) {
+	defer close(done)
 	// The largest UDP payload: a longer message than we asked for is cut by
 	// nobody but its sender.
 	buf := make([]byte, 1<<16)
 	for {
-		n, from, err := l.ReadFrom(buf)
+		n, from, err := s.ReadFrom(buf)
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
@@ -193,12 +253,21 @@ func (l *Link) forget(key exchangeKey) {
 }
 
 // send sends a message on a path of this link.
-func (l *Link) send(b []byte, p path) error {
-	if l.broadcast() {
-		_, err := l.WriteTo(b, station{mac: p.station, addr: p.to})
+func (l *Link) send(m message, p path) error {
+	s, err := l.ready()
+	if err != nil {
 		return err
 	}
-	_, err := l.WriteTo(b, net.UDPAddrFromAddrPort(p.to))
+	m.place = l.place
+	if l.broadcast() {
+		to := station{mac: p.station, addr: p.to}
+		if m.options.EtherSource == lease.SourceContainer {
+			to.as = m.mac
+		}
+		_, err := s.WriteTo(m.marshal(), to)
+		return err
+	}
+	_, err = s.WriteTo(m.marshal(), net.UDPAddrFromAddrPort(p.to))
 	switch {
 	case err == nil:
 		return nil

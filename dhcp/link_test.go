@@ -23,7 +23,10 @@ func startMemLink(t *testing.T) (*Link, *memConn, chan reply) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	link := startLink(place1, s, &Drops{}, slog.New(slog.DiscardHandler))
+	link, err := openLink(place1, func(place) (socket, error) { return s, nil }, &Drops{}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
 		if err := link.Close(); err != nil {
 			t.Error(err)

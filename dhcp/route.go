@@ -39,7 +39,7 @@ const resolveTime = 2 * time.Second
 func (c *Client) paths(ctx context.Context, options lease.Options) ([]path, error) {
 	options = options.Or(c.global)
 	if options.ByBroadcast() {
-		link, err := c.link(place{iface: options.Interface, source: options.EtherSource})
+		link, err := c.link(place{iface: options.Interface})
 		return []path{{link: link}}, err
 	}
 	if len(options.Servers) == 0 {
@@ -139,7 +139,7 @@ func (c *Client) path(options lease.Options, to netip.AddrPort) (path, error) {
 			return path{}, fmt.Errorf("find the relay address towards DHCP server %s: %w", to.Addr(), err)
 		}
 	}
-	if relay == to.Addr() {
+	if netip.AddrPortFrom(relay, options.RelayPort) == to {
 		return path{}, fmt.Errorf("DHCP server %s is the relay address itself: this daemon's socket would swallow what is meant for the server; give the daemon another address of this host with LISTEN_ADDR or --ipam-opt listen_addr=", to.Addr())
 	}
 	link, err := c.link(place{relay: netip.AddrPortFrom(relay, options.RelayPort)})
@@ -153,27 +153,17 @@ func (c *Client) link(at place) (*Link, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if l := c.links[at]; l != nil {
-		if l.stale == nil || !l.stale() {
-			return l, nil
-		}
-		c.log.Warn("link is gone: opened anew", "at", at)
-		delete(c.links, at)
-		// That closing it fails changes nothing.
-		_ = l.Close()
+		_, err := l.ready()
+		return l, err
 	}
 	open := c.openRelay
 	if at.broadcast() {
 		open = c.openBroadcast
 	}
-	s, err := open(at)
+	l, err := openLink(at, open, &c.drops, c.log)
 	if err != nil {
 		return nil, err
 	}
-	c.log.Info("link opened", "at", at)
-	if s.holder != "" {
-		c.log.Warn("UDP port is taken by another program: answers are read beside it, by a raw socket", "at", at, "port", at.relay.Port(), "taken by", s.holder)
-	}
-	l := startLink(at, s, &c.drops, c.log)
 	c.links[at] = l
 	return l, nil
 }

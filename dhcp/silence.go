@@ -30,8 +30,12 @@ func (s *Silence) Summary() string {
 	asked := make([]string, len(s.Asked))
 	for i, a := range s.Asked {
 		at := place{relay: a.Relay, iface: a.Interface}
-		asked[i] = fmt.Sprintf("%s from %s", a.Server.Addr(), at)
-		if at.broadcast() {
+		switch {
+		case !at.broadcast():
+			asked[i] = fmt.Sprintf("%s from %s", a.Server.Addr(), at)
+		case a.Server.IsValid():
+			asked[i] = fmt.Sprintf("%s on %s", a.Server.Addr(), at)
+		default:
 			asked[i] = "by broadcast on " + at.String()
 		}
 	}
@@ -44,7 +48,10 @@ func (s *Silence) Summary() string {
 
 // Error implements error.
 func (s *Silence) Error() string {
-	if s.Asked[0].Interface != "" {
+	switch {
+	case s.Asked[0].Interface != "" && s.Asked[0].Server.IsValid():
+		return s.Summary() + ": is it running, has it still the Ethernet address from which it answered, does a switch or firewall drop UDP ports 67 and 68?"
+	case s.Asked[0].Interface != "":
 		return s.Summary() + ": is there one on its LAN, or a relay agent, does it serve that LAN with free addresses, does a switch or firewall drop UDP ports 67 and 68?"
 	}
 	subnet := "that address's subnet"

@@ -247,8 +247,8 @@ func (o Options) ByBroadcast() bool { return o.Interface != "" }
 // mistake where a network has left it unused.
 func (o Options) suits(own Options) error {
 	if !o.ByBroadcast() {
-		if len(o.Servers) > 0 && o.EtherSource == SourceContainer {
-			return fmt.Errorf("ether_source=%s is for servers that are asked by broadcast, and these are asked as a relay agent: leave it out, or give dhcp_interface instead of dhcp_server", o.EtherSource)
+		if len(o.Servers) > 0 && own.EtherSource == SourceContainer {
+			return fmt.Errorf("ether_source=%s is for servers that are asked by broadcast, and these are asked as a relay agent: leave it out, or give dhcp_interface instead of dhcp_server", own.EtherSource)
 		}
 		return nil
 	}
