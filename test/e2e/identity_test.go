@@ -650,7 +650,7 @@ func TestRecordingOfEngine29(t *testing.T) {
 				s.leased(got, mac)
 			}
 		}
-		if len(first) != 4 || starts < 9 || refused != 3 {
+		if len(first) != 4 || starts < 9 || refused != 2 {
 			t.Errorf("%d containers, %d starts, %d refusals", len(first), starts, refused)
 		}
 		if first["c2"].String() != "192.168.59.177" {
