@@ -5,8 +5,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -187,20 +185,7 @@ func TestGoldenFrames(t *testing.T) {
 			if checksum(frame[14:34]) != 0 || checksum(pseudo) != 0 {
 				t.Errorf("checksums %#x, %#x", checksum(frame[14:34]), checksum(pseudo))
 			}
-			got := annotateFrame(frame) + annotate(t, frame[42:])
-			file := filepath.Join("testdata", c.name+".hex")
-			if *update {
-				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			golden, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got != string(golden) {
-				t.Errorf("%s differs (write it anew with -update):\n%s", file, got)
-			}
+			matchGolden(t, c.name, annotateFrame(frame)+annotate(t, frame[42:]))
 		})
 	}
 }

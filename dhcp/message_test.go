@@ -189,21 +189,26 @@ func TestGoldenMessages(t *testing.T) {
 			if m.kind() != c.kind {
 				t.Fatalf("message %d is of type %d, want %d", c.nth, m.kind(), c.kind)
 			}
-			got := annotate(t, raw)
-			file := filepath.Join("testdata", c.name+".hex")
-			if *update {
-				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			golden, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got != string(golden) {
-				t.Errorf("%s differs (write it anew with -update):\n%s", file, got)
-			}
+			matchGolden(t, c.name, annotate(t, raw))
 		})
+	}
+}
+
+// matchGolden compares a text with the file of its name.
+func matchGolden(t *testing.T, name, got string) {
+	t.Helper()
+	file := filepath.Join("testdata", name+".hex")
+	if *update {
+		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	golden, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(golden) {
+		t.Errorf("%s differs (write it anew with -update):\n%s", file, got)
 	}
 }
 
