@@ -1,7 +1,6 @@
 package dhcp
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -308,44 +307,4 @@ func vlanParent(name string) (parent string, ok bool) {
 	}
 	id, err := strconv.ParseUint(name[at+1:], 10, 16)
 	return name[:at], err == nil && 1 <= id && id < vlanID
-}
-
-// bridgesOfPorts tells the bridge of each interface that is a port of one, by
-// their indexes (rtnetlink(7)).
-func bridgesOfPorts() (map[int]int, error) {
-	rib, err := syscall.NetlinkRIB(unix.RTM_GETLINK, unix.AF_BRIDGE)
-	if err != nil {
-		return nil, err
-	}
-	messages, err := syscall.ParseNetlinkMessage(rib)
-	if err != nil {
-		return nil, err
-	}
-	bridges := map[int]int{}
-	for _, m := range messages {
-		if m.Header.Type != unix.RTM_NEWLINK {
-			continue
-		}
-		attributes, err := syscall.ParseNetlinkRouteAttr(&m)
-		if err != nil {
-			return nil, err
-		}
-		// The attributes follow an ifinfomsg, of which this is the index.
-		port := binary.NativeEndian.Uint32(m.Data[4:])
-		for _, a := range attributes {
-			if a.Attr.Type == unix.IFLA_MASTER {
-				bridges[int(port)] = int(binary.NativeEndian.Uint32(a.Value))
-			}
-		}
-	}
-	return bridges, nil
-}
-
-// interfaceMAC is the MAC of the interface to broadcast on.
-func interfaceMAC(name string) (lease.MAC, error) {
-	i, err := broadcastInterface(name)
-	if err != nil {
-		return lease.MAC{}, err
-	}
-	return lease.MAC(i.HardwareAddr), nil
 }

@@ -191,28 +191,6 @@ func sourceTowards(to netip.AddrPort) (netip.Addr, error) {
 	return conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap(), nil
 }
 
-// hardwareOf is the MAC of the interface that has a relay address.
-func hardwareOf(relay netip.Addr) (lease.MAC, error) {
-	interfaces, err := net.Interfaces()
-	if err != nil {
-		return lease.MAC{}, fmt.Errorf("list the network interfaces: %w", err)
-	}
-	for _, i := range interfaces {
-		// One that goes meanwhile has no addresses.
-		addrs, _ := i.Addrs()
-		for _, a := range addrs {
-			if n, ok := a.(*net.IPNet); !ok || !n.IP.Equal(relay.AsSlice()) {
-				continue
-			}
-			if len(i.HardwareAddr) != len(lease.MAC{}) {
-				return lease.MAC{}, fmt.Errorf("interface %s of relay address %s has no MAC address", i.Name, relay)
-			}
-			return lease.MAC(i.HardwareAddr), nil
-		}
-	}
-	return lease.MAC{}, explainBind(netip.AddrPortFrom(relay, lease.ServerPort), unix.EADDRNOTAVAIL)
-}
-
 // replyBuffer is what a relay address's socket holds in bytes until it is read.
 // The kernel's usual 208 KiB lost 330 of 1500 ACKs to renewals that came due
 // within half a second, on one processor.

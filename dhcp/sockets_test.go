@@ -377,6 +377,42 @@ func TestHardwareOf(t *testing.T) {
 	checkError(t, err, "198.51.100.3 is not an address of this host", "198.51.100.2")
 }
 
+// Who this host is doesn't change when containers come to its bridge and go.
+func TestHardwareOfBridge(t *testing.T) {
+	if !inNetns(t) {
+		return
+	}
+	run := func(commands ...string) {
+		t.Helper()
+		for _, command := range commands {
+			if out, err := exec.Command("ip", strings.Fields(command)...).CombinedOutput(); err != nil {
+				t.Fatalf("ip %s: %v: %s", command, err, out)
+			}
+		}
+	}
+	is := func(when, want string) {
+		t.Helper()
+		if got, err := hardwareOf(ip("198.51.100.2")); err != nil || got.String() != want {
+			t.Errorf("%s: as relay %s, %v", when, got, err)
+		}
+		if got, err := interfaceMAC("br0"); err != nil || got.String() != want {
+			t.Errorf("%s: by broadcast %s, %v", when, got, err)
+		}
+	}
+	run("link add br0 address 02:00:00:00:00:01 type bridge", "addr add 198.51.100.2/24 dev br0")
+	is("without ports", "02:00:00:00:00:01")
+	run("link add eth0 address 02:00:00:00:00:07 type veth peer name eth1", "link set eth0 master br0")
+	is("with a MAC of its own", "02:00:00:00:00:01")
+
+	run("link del br0", "link add br0 type bridge", "addr add 198.51.100.2/24 dev br0", "link set eth0 master br0")
+	is("with its port's", "02:00:00:00:00:07")
+	run("link add container address 02:00:00:00:00:02 type veth peer name inside", "link set container master br0")
+	if i, err := net.InterfaceByName("br0"); err != nil || i.HardwareAddr.String() != "02:00:00:00:00:02" {
+		t.Fatalf("the bridge hasn't got the container's MAC: %v, %v", i, err)
+	}
+	is("with a container's", "02:00:00:00:00:07")
+}
+
 // serveReal runs a server on a real socket of this namespace.
 func serveReal(t *testing.T) *dhcpd {
 	t.Helper()
