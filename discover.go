@@ -218,6 +218,7 @@ func adviseRelay(s *dhcp.Silence) []string {
 		reasons = append(reasons, fmt.Sprintf("the server's subnets: does it serve %s, with free addresses, to the relay address %s, which is outside (link selection, RFC 3527)?", s.Subnet, relay))
 	}
 	return append(reasons,
+		fmt.Sprintf("UDP port %d of %s on this host: who has it (ss -ulpn)? This command reads beside it; the daemon does so with CAP_NET_RAW only", port, relay),
 		fmt.Sprintf("the server itself: does it run, and listen at UDP %s?", strings.Join(sockets, ", ")),
 		"known clients only: --mac asks for one that the server knows",
 	)

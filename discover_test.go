@@ -204,7 +204,7 @@ func TestAdvise(t *testing.T) {
 	}{
 		{"relay", []dhcp.Asked{relay}, "", []string{
 			"asked 198.51.100.1 from relay address 192.0.2.9", "1. the server's route back to 192.0.2.9", "2. firewalls: UDP port 67, both ways between 192.0.2.9 and 198.51.100.1",
-			"3. the server's subnets: it chooses the one that 192.0.2.9 is in", "--subnet", "4. the server itself: does it run, and listen at UDP 198.51.100.1:67?", "5. known clients only: --mac",
+			"3. the server's subnets: it chooses the one that 192.0.2.9 is in", "--subnet", "4. UDP port 67 of 192.0.2.9 on this host: who has it", "5. the server itself: does it run, and listen at UDP 198.51.100.1:67?", "6. known clients only: --mac",
 		}},
 		{"several servers", []dhcp.Asked{relay, second}, "", []string{
 			"asked 198.51.100.1 from relay address 192.0.2.9, 198.51.100.3 from", "route back to 192.0.2.9:", "between 192.0.2.9 and 198.51.100.1, 198.51.100.3\n", "listen at UDP 198.51.100.1:67, 198.51.100.3:1067?",

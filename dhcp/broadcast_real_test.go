@@ -93,9 +93,12 @@ func newRealLAN(t *testing.T, l *lab.Lab, kind lab.DHCPKind, bridged bool) realL
 		_, err = host.Macvlan("c1", "eth0", mac1.String(), address)
 		fatal(err)
 	}
-	// A bridge's is that of one of its ports.
-	fatal(host.Do(func() (err error) {
-		r.ours, err = interfaceMAC(iface)
+	// What frames carry: a bridge's is that of one of its ports.
+	fatal(host.Do(func() error {
+		i, err := net.InterfaceByName(iface)
+		if err == nil {
+			r.ours = lease.MAC(i.HardwareAddr)
+		}
 		return err
 	}))
 	r.wire, err = server.Wire(l.LAN, "eth0")

@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/krolaw/dhcp4"
 
 	"github.com/talkingdata/oam-docker-ipam/lease"
 )
@@ -407,17 +410,42 @@ func TestBroadcastInterfaceComesBackUnderAnExchange(t *testing.T) {
 	}
 }
 
-// A renewal that couldn't be sent says so at once: no answer will come.
+// A renewal of which nothing could be sent, by broadcast in neither form, says
+// so: no answer will come.
 func TestRenewalThatIsNotSent(t *testing.T) {
+	for name, want := range map[string]time.Duration{"relay": 0, "broadcast": rebootWait} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, l *lan) {
+				c, held := l.client(server1), held(server1)
+				if name == "broadcast" {
+					c, held = l.broadcaster(), onLAN(server1)
+				}
+				down := errors.New("it is down")
+				l.write = func(netip.AddrPort) error { return down }
+				if _, err := c.Renew(within(t, time.Hour), home, held); !errors.Is(err, down) {
+					t.Errorf("error %v", err)
+				}
+				if took := time.Since(l.began); took != want {
+					t.Errorf("took %s, want %s", took, want)
+				}
+			})
+		})
+	}
+}
+
+// What is closed stays closed.
+func TestSendAfterClose(t *testing.T) {
 	bubble(t, func(t *testing.T, l *lan) {
-		c := l.broadcaster()
-		down := errors.New("it is down")
-		l.write = func(netip.AddrPort) error { return down }
-		if _, err := c.Renew(within(t, time.Hour), home, onLAN(server1)); !errors.Is(err, down) {
-			t.Errorf("error %v", err)
+		c := l.client(server1)
+		link, err := c.link(place1)
+		if err != nil {
+			t.Fatal(err)
 		}
-		if took := time.Since(l.began); took > 2*time.Second {
-			t.Errorf("took %s", took)
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := link.send(message{kind: dhcp4.Release, party: party{mac: mac1}}, path{link: link, to: server1}); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("error %v", err)
 		}
 	})
 }

@@ -130,7 +130,7 @@ func (l *Link) ready() (socket, error) {
 	case l.socket.stale == nil || !l.socket.stale():
 		return l.socket, nil
 	default:
-		l.log.Warn("link is gone: opened anew", "at", l.place)
+		l.log.Warn("link is gone: it is opened anew", "at", l.place)
 		// That closing it fails changes nothing.
 		_ = l.end()
 	}

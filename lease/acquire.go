@@ -489,12 +489,13 @@ func (m *Manager) giveBack(ctx context.Context, p Pool, l Lease) {
 // network, even while its server isn't known. A lost one counts: until the
 // engine releases it, a container has that address. Networks on different
 // servers may have the same addresses, on links that don't meet; so may the
-// LANs of two interfaces, on which even the servers may have one address.
+// LANs of two interfaces, on which even the servers may have one IP address, but
+// not one Ethernet address: that is one server, on one LAN with two interfaces.
 func (m *Manager) conflictLocked(p *pool, l Lease) *Lease {
 	for _, other := range m.pools {
 		switch e := other.byAddr[l.Addr()]; {
 		case e == nil, other == p && e.lease.MAC == l.MAC:
-		case other == p, other.standsFor(p.ID), e.lease.Server == l.Server && !m.apart(other.Pool, p.Pool):
+		case other == p, other.standsFor(p.ID), e.lease.Server == l.Server && (e.lease.Station == l.Station || !m.apart(other.Pool, p.Pool)):
 			return &e.lease
 		}
 	}

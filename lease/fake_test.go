@@ -45,6 +45,8 @@ type dhcpServer struct {
 	began  time.Time
 	id     knob[netip.Addr]
 	length knob[time.Duration] // of its leases; 0 for infinite ones
+	// station is its Ethernet address, where it is asked by broadcast.
+	station knob[lease.MAC]
 
 	// What it does instead of answering by its table, where set.
 	onProbe   knob[func(context.Context, lease.Pool, lease.MAC) ([]lease.Offer, error)]
@@ -145,7 +147,7 @@ func (s *dhcpServer) grant(r lease.Request) (lease.Lease, error) {
 func (s *dhcpServer) lease(r lease.Request, a netip.Addr) lease.Lease {
 	l := lease.Lease{
 		MAC: r.MAC, Name: r.Name, ClientID: r.ClientID, Prefix: netip.PrefixFrom(a, 32),
-		Server: s.id.get(), Via: netip.AddrPortFrom(s.id.get(), 67), Options: []byte{3, 4, 192, 0, 2, 1},
+		Server: s.id.get(), Via: netip.AddrPortFrom(s.id.get(), 67), Station: s.station.get(), Options: []byte{3, 4, 192, 0, 2, 1},
 	}
 	return s.extended(l)
 }

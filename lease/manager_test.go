@@ -389,6 +389,9 @@ func TestSameAddressOnAnotherInterface(t *testing.T) {
 		for _, pool := range []string{same, relayed} {
 			w.refused(pool, lease.Endpoint{MAC: mac(2)}, "twice", "192.0.2.10", "web")
 		}
+		// Two interfaces on one LAN have one server.
+		w.refused(other, lease.Endpoint{MAC: mac(2)}, "twice", "192.0.2.10", "web")
+		w.server.station.set(mac(99))
 		w.acquire(other, lease.Endpoint{MAC: mac(2)})
 		w.holds("192.0.2.10 bound", "192.0.2.10 bound")
 		w.refused(other, lease.Endpoint{MAC: mac(3)}, "twice", mac(2).String())

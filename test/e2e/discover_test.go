@@ -205,7 +205,7 @@ func TestDiscoverNobody(t *testing.T) {
 
 	reasons := []string{
 		"asked 10.10.0.99 from relay address 10.10.0.2", "route back to 10.10.0.2", "firewalls", "between 10.10.0.2 and 10.10.0.99",
-		"subnets", "listen at UDP 10.10.0.99:67", "known clients",
+		"subnets", "UDP port 67 of 10.10.0.2 on this host", "listen at UDP 10.10.0.99:67", "known clients",
 	}
 	for _, c := range []struct {
 		name string
