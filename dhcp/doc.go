@@ -109,9 +109,10 @@
 // addresses or ours without it, as a dnsmasq without bind-interfaces does, the port
 // can't be bound, and a raw IP socket gets a copy of what comes to the address
 // instead. The other program gets the answers as well; dnsmasq takes no notice of
-// them (a relay agent that has bound so might pass them on: not tried). If the daemon is started first, it is the other one's bind that fails. Once
-// the other one has gone, the kernel answers servers that the port is
-// unreachable (ICMP), which they take no notice of, until the daemon is restarted.
+// them (a relay agent that has bound so might pass them on: not tried). If the
+// daemon is started first, it is the other one's bind that fails. Once the other
+// one has gone, the kernel answers servers that the port is unreachable (ICMP),
+// which they take no notice of, until the daemon is restarted.
 //
 // # What servers make of renewals by broadcast
 //
