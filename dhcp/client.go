@@ -389,7 +389,7 @@ func (c *Client) try(ctx context.Context, req lease.Request, paths []path, began
 	}
 	l := lease.Lease{
 		MAC: req.MAC, Name: req.Name, ClientID: clientID, Agent: x.agent, Prefix: netip.PrefixFrom(ack.addr, ack.addr.BitLen()),
-		Server: ack.server, Via: to.to, Station: to.station, Options: ack.raw,
+		Server: ack.server, Via: to.to, Station: ack.station, Options: ack.raw,
 	}
 	ack.times(&l, sent)
 	return l, nil
