@@ -5,10 +5,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"os/exec"
 	"runtime"
 	"slices"
-	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -24,9 +22,7 @@ import (
 func ipLink(t *testing.T, commands ...string) {
 	t.Helper()
 	for _, command := range commands {
-		if out, err := exec.Command("ip", strings.Fields("link "+command)...).CombinedOutput(); err != nil {
-			t.Fatalf("ip link %s: %v: %s", command, err, out)
-		}
+		runIP(t, "link "+command)
 	}
 }
 

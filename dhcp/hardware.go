@@ -44,10 +44,10 @@ func interfaceMAC(name string) (lease.MAC, error) {
 	return steadyMAC(i)
 }
 
-// steadyMAC is the MAC by which this host is told from others: the
-// interface's. A bridge that was given none has the least of its ports' instead,
-// among which are containers that come and go; then it is that of its oldest port, the
-// host's own.
+// steadyMAC is the MAC by which this host is told from others: the interface's.
+// A bridge that was given none has the least of its ports', among which are
+// containers that come and go: then it is that of its oldest port, the host's
+// own.
 func steadyMAC(i net.Interface) (lease.MAC, error) {
 	mac := lease.MAC(i.HardwareAddr)
 	bridges, err := bridgesOfPorts()

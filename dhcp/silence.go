@@ -20,9 +20,9 @@ type Silence struct {
 
 // Asked is one way on which servers were asked.
 type Asked struct {
-	Interface string         // on whose LAN, by broadcast; else "", and:
-	Server    netip.AddrPort // who was asked
-	Relay     netip.AddrPort // from which relay address
+	Interface string         // on whose LAN; "" as a relay agent
+	Server    netip.AddrPort // who was asked; zero for all on the LAN
+	Relay     netip.AddrPort // from which relay address; zero on a LAN
 }
 
 // Summary is the error without the advice.

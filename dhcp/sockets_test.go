@@ -44,11 +44,7 @@ func inNetns(t *testing.T) bool {
 		if outside == here {
 			t.Fatal("not in a namespace of its own")
 		}
-		for _, command := range []string{"link set lo up", "addr add 192.0.2.1/32 dev lo", "addr add 192.0.2.2/32 dev lo", "addr add 192.0.2.3/32 dev lo"} {
-			if out, err := exec.Command("ip", strings.Fields(command)...).CombinedOutput(); err != nil {
-				t.Fatalf("ip %s: %v: %s", command, err, out)
-			}
-		}
+		runIP(t, "link set lo up", "addr add 192.0.2.1/32 dev lo", "addr add 192.0.2.2/32 dev lo", "addr add 192.0.2.3/32 dev lo")
 		return true
 	}
 	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
@@ -100,6 +96,16 @@ func read(t *testing.T, conn net.PacketConn, b []byte) (int, net.Addr) {
 	return n, from
 }
 
+// runIP runs ip commands in this namespace.
+func runIP(t *testing.T, commands ...string) {
+	t.Helper()
+	for _, command := range commands {
+		if out, err := exec.Command("ip", strings.Fields(command)...).CombinedOutput(); err != nil {
+			t.Fatalf("ip %s: %v: %s", command, err, out)
+		}
+	}
+}
+
 // openOurs is openRelay of our address; it is closed by the returned function.
 func openOurs(t *testing.T) (net.PacketConn, func()) {
 	t.Helper()
@@ -147,9 +153,7 @@ func TestRelayAddressMissing(t *testing.T) {
 		}
 		checkError(t, err, "192.0.2.9 is not an address of this host", "192.0.2.1, 192.0.2.2, 192.0.2.3", "LISTEN_ADDR")
 	}
-	if out, err := exec.Command("ip", "addr", "add", "192.0.2.9/32", "dev", "lo").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	runIP(t, "addr add 192.0.2.9/32 dev lo")
 	s, err := openRelay(at67(missing))
 	if err != nil {
 		t.Fatalf("once the address is there: %v", err)
@@ -169,9 +173,7 @@ func TestPortTaken(t *testing.T) {
 	if !inNetns(t) {
 		return
 	}
-	if out, err := exec.Command("ip", "link", "set", "lo", "mtu", "1500").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	runIP(t, "link set lo mtu 1500")
 	answer := goodOffer()
 	atServer := netip.AddrPortFrom(serverAddr, 1068)
 	server := listenAt(t, "udp4", "192.0.2.1", 1068, 0)
@@ -347,9 +349,7 @@ func TestSourceTowards(t *testing.T) {
 	if !inNetns(t) {
 		return
 	}
-	if out, err := exec.Command("ip", "route", "add", "198.51.100.0/24", "dev", "lo", "src", "192.0.2.3").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	runIP(t, "route add 198.51.100.0/24 dev lo src 192.0.2.3")
 	for to, want := range map[string]string{"192.0.2.1": "192.0.2.1", "198.51.100.1": "192.0.2.3"} {
 		if got, err := sourceTowards(netip.AddrPortFrom(ip(to), 67)); err != nil || got != ip(want) {
 			t.Errorf("towards %s: %s, %v; want %s", to, got, err, want)
@@ -363,11 +363,7 @@ func TestHardwareOf(t *testing.T) {
 	if !inNetns(t) {
 		return
 	}
-	for _, command := range []string{"link add eth0 address 02:00:00:00:00:07 type veth peer name eth1", "addr add 198.51.100.2/24 dev eth0"} {
-		if out, err := exec.Command("ip", strings.Fields(command)...).CombinedOutput(); err != nil {
-			t.Fatalf("ip %s: %v: %s", command, err, out)
-		}
-	}
+	runIP(t, "link add eth0 address 02:00:00:00:00:07 type veth peer name eth1", "addr add 198.51.100.2/24 dev eth0")
 	if got, err := hardwareOf(ip("198.51.100.2")); err != nil || got.String() != "02:00:00:00:00:07" {
 		t.Errorf("%s, %v", got, err)
 	}
@@ -382,14 +378,6 @@ func TestHardwareOfBridge(t *testing.T) {
 	if !inNetns(t) {
 		return
 	}
-	run := func(commands ...string) {
-		t.Helper()
-		for _, command := range commands {
-			if out, err := exec.Command("ip", strings.Fields(command)...).CombinedOutput(); err != nil {
-				t.Fatalf("ip %s: %v: %s", command, err, out)
-			}
-		}
-	}
 	is := func(when, want string) {
 		t.Helper()
 		if got, err := hardwareOf(ip("198.51.100.2")); err != nil || got.String() != want {
@@ -399,14 +387,14 @@ func TestHardwareOfBridge(t *testing.T) {
 			t.Errorf("%s: by broadcast %s, %v", when, got, err)
 		}
 	}
-	run("link add br0 address 02:00:00:00:00:01 type bridge", "addr add 198.51.100.2/24 dev br0")
+	runIP(t, "link add br0 address 02:00:00:00:00:01 type bridge", "addr add 198.51.100.2/24 dev br0")
 	is("without ports", "02:00:00:00:00:01")
-	run("link add eth0 address 02:00:00:00:00:07 type veth peer name eth1", "link set eth0 master br0")
+	runIP(t, "link add eth0 address 02:00:00:00:00:07 type veth peer name eth1", "link set eth0 master br0")
 	is("with a MAC of its own", "02:00:00:00:00:01")
 
-	run("link del br0", "link add br0 type bridge", "addr add 198.51.100.2/24 dev br0", "link set eth0 master br0")
+	runIP(t, "link del br0", "link add br0 type bridge", "addr add 198.51.100.2/24 dev br0", "link set eth0 master br0")
 	is("with its port's", "02:00:00:00:00:07")
-	run("link add container address 02:00:00:00:00:02 type veth peer name inside", "link set container master br0")
+	runIP(t, "link add container address 02:00:00:00:00:02 type veth peer name inside", "link set container master br0")
 	if i, err := net.InterfaceByName("br0"); err != nil || i.HardwareAddr.String() != "02:00:00:00:00:02" {
 		t.Fatalf("the bridge hasn't got the container's MAC: %v, %v", i, err)
 	}

@@ -15,10 +15,9 @@ const (
 	// ProbeTime bounds a probe. It is above dnsmasq's 3 s and udhcpd's 2 s of
 	// pinging before they offer.
 	ProbeTime = 8 * time.Second
-	// FirstWait is the patience of a network whose VLAN comes up with it, until its
-	// first lease. A
-	// port of IEEE 802.1D listens and learns for 15 s each before it forwards,
-	// after up to 20 s of a topology that ages.
+	// FirstWait is the patience of a network whose VLAN comes up with it, until
+	// its first lease. A port of IEEE 802.1D listens and learns for 15 s each
+	// before it forwards, after up to 20 s of a topology that ages.
 	FirstWait = 60 * time.Second
 )
 
@@ -51,14 +50,12 @@ func (d *discovery) log(log *slog.Logger) {
 
 // probe settles a new pool, by the servers' offers unless that is off.
 func (m *Manager) probe(ctx context.Context, p Pool) (discovery, error) {
-	o := m.options(p)
-	if o.Probe == Off && !o.ByBroadcast() {
-		return p.unprobed()
-	}
-	if o.Probe == Off {
-		// Whether there is such an interface is known without asking anybody.
-		if _, err := m.client.RelayMAC(ctx, p); err != nil {
-			return p.settle(nil, err)
+	if o := m.options(p); o.Probe == Off {
+		if o.ByBroadcast() {
+			// Whether there is such an interface is known without asking anybody.
+			if _, err := m.client.RelayMAC(ctx, p); err != nil {
+				return p.settle(nil, err)
+			}
 		}
 		return p.unprobed()
 	}
