@@ -114,6 +114,8 @@ func (c *fakeClient) Release(_ context.Context, _ lease.Pool, l lease.Lease) err
 
 func (c *fakeClient) Decline(context.Context, lease.Pool, lease.Lease) error { return nil }
 
+func (c *fakeClient) Alive(context.Context) error { return nil }
+
 func (c *fakeClient) leased() map[netip.Addr]lease.MAC {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -148,7 +150,8 @@ type fakeStore struct {
 func (s fakeStore) Load() (lease.Saved, error) {
 	return lease.Saved{Pools: s.pools, Leases: s.leases}, nil
 }
-func (fakeStore) Commit(lease.Change) error { return nil }
+func (fakeStore) Commit(lease.Change) error   { return nil }
+func (fakeStore) Alive(context.Context) error { return nil }
 
 // fakeHost is a machine without an identity: all leases are by MAC.
 type fakeHost struct{}
@@ -213,7 +216,7 @@ func startDaemonAs(t testing.TB, as lease.Driver, store lease.Store, grace time.
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- Serve(ctx, l, New(d.manager, d.as, log), grace, log) }()
+	go func() { ended <- Serve(ctx, l, New(d.manager, d.as, noSettings, log), grace, log) }()
 	d.stop = sync.OnceValue(func() error { cancel(); return <-ended })
 	t.Cleanup(func() { _ = d.stop() })
 	return d
@@ -275,3 +278,5 @@ func (d *daemon) call(path, body, want string) {
 		d.t.Errorf("%s %s\nanswers %d %s\nwant    200 %s", path, body, got.status, got.body, want)
 	}
 }
+
+func noSettings() []Setting { return nil }

@@ -85,16 +85,25 @@ type driver struct {
 }
 
 func (d driver) route(r *mux.Router) {
-	post := func(path string, h http.HandlerFunc) { r.Handle(path, h).Methods(http.MethodPost) }
-	post("/Plugin.Activate", constant(activation{[]string{"IpamDriver"}}))
-	post("/IpamDriver.GetCapabilities", constant(capabilities{RequiresMACAddress: !d.as.SharedMAC}))
+	d.introduce(r)
+	post(r, "/IpamDriver.RequestPool", call(d.log, d.requestPool))
+	post(r, "/IpamDriver.ReleasePool", d.repeats.other(call(d.log, d.releasePool)))
+	post(r, "/IpamDriver.RequestAddress", d.repeats.other(call(d.log, d.requestAddress)))
+	post(r, "/IpamDriver.ReleaseAddress", d.repeats.other(call(d.log, d.releaseAddress)))
+}
+
+// introduce serves the calls by which an engine learns what the driver is. They
+// need nothing that could fail: the engine keeps the answers until it restarts.
+func (d driver) introduce(r *mux.Router) {
+	post(r, "/Plugin.Activate", constant(activation{[]string{"IpamDriver"}}))
+	post(r, "/IpamDriver.GetCapabilities", constant(capabilities{RequiresMACAddress: !d.as.SharedMAC}))
 	// With two names, engines from 27 on ask again without end for a pool
 	// that overlaps one of the host's routes.
-	post("/IpamDriver.GetDefaultAddressSpaces", d.repeats.other(constant(addressSpaces{d.as.Name, d.as.Name})))
-	post("/IpamDriver.RequestPool", call(d.log, d.requestPool))
-	post("/IpamDriver.ReleasePool", d.repeats.other(call(d.log, d.releasePool)))
-	post("/IpamDriver.RequestAddress", d.repeats.other(call(d.log, d.requestAddress)))
-	post("/IpamDriver.ReleaseAddress", d.repeats.other(call(d.log, d.releaseAddress)))
+	post(r, "/IpamDriver.GetDefaultAddressSpaces", d.repeats.other(constant(addressSpaces{d.as.Name, d.as.Name})))
+}
+
+func post(r *mux.Router, path string, h http.HandlerFunc) {
+	r.Handle(path, h).Methods(http.MethodPost)
 }
 
 func (d driver) requestPool(ctx context.Context, r poolRequest) (poolAnswer, error) {

@@ -23,8 +23,10 @@ import (
 )
 
 const (
-	leasesPath    = "/v1/leases"
-	reconcilePath = "/v1/reconcile"
+	operatorPath  = "/v1/"
+	leasesPath    = operatorPath + "leases"
+	reconcilePath = operatorPath + "reconcile"
+	settingsPath  = operatorPath + "settings"
 )
 
 // Lease is a lease as operators and their programs read it. Times are UTC in
@@ -64,8 +66,9 @@ func present(l lease.Held) Lease {
 // operator answers the operator commands. Whoever may open the socket may do
 // everything: it is root's.
 type operator struct {
-	manager *lease.Manager
-	log     *slog.Logger
+	manager  *lease.Manager
+	settings func() []Setting
+	log      *slog.Logger
 }
 
 func (o operator) route(r *mux.Router) {
@@ -74,6 +77,7 @@ func (o operator) route(r *mux.Router) {
 	// wrong with it.
 	r.HandleFunc(leasesPath+"/{key:.*}", o.release).Methods(http.MethodDelete)
 	r.HandleFunc(reconcilePath, o.reconcile).Methods(http.MethodPost)
+	r.HandleFunc(settingsPath, o.inForce).Methods(http.MethodGet)
 }
 
 func (o operator) list(w http.ResponseWriter, _ *http.Request) {
@@ -126,6 +130,25 @@ func (o operator) reconcile(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	answer(w, http.StatusOK, append([]lease.Finding{}, findings...))
+}
+
+// Setting is one of the daemon's settings in force.
+type Setting struct {
+	Key    string `json:"key"`    // as in the configuration file
+	Value  string `json:"value"`  // as it may be written there
+	Source string `json:"source"` // where it was set, for people
+}
+
+func (o operator) inForce(w http.ResponseWriter, _ *http.Request) {
+	answer(w, http.StatusOK, append([]Setting{}, o.settings()...))
+}
+
+// Settings asks the daemon on a socket for its settings in force, in the order
+// in which it has them.
+func Settings(ctx context.Context, socket string) ([]Setting, error) {
+	var settings []Setting
+	err := ask(ctx, socket, http.MethodGet, settingsPath, nil, &settings)
+	return settings, err
 }
 
 // Reconcile has the daemon on a socket compare its leases with an engine's

@@ -5,11 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -153,6 +155,40 @@ func TestReleaseInNamedPool(t *testing.T) {
 	}
 }
 
+// Each look at the settings shows those in force by then.
+func TestSettings(t *testing.T) {
+	manager, _ := newManager(t, fakeStore{})
+	socket := hold(t, "talkingdata.sock")
+	var inForce []Setting
+	stop := serve(socket.pass(), New(manager, drivers[0], func() []Setting { return inForce }, slog.New(slog.DiscardHandler)))
+	defer func() { _ = stop() }()
+	ask := func() []Setting {
+		t.Helper()
+		got, err := Settings(t.Context(), socket.path)
+		if err != nil || got == nil {
+			t.Errorf("%v, %v", got, err)
+		}
+		return got
+	}
+	if got := ask(); len(got) != 0 {
+		t.Errorf("%v", got)
+	}
+	for _, value := range []string{"192.0.2.3", "192.0.2.3,192.0.2.4"} {
+		inForce = []Setting{{"DHCP_SERVERS", value, "/etc/oam-docker-ipam.conf:7"}, {"DEBUG", "false", "default"}}
+		if got := ask(); !slices.Equal(got, inForce) {
+			t.Errorf("%v, want %v", got, inForce)
+		}
+	}
+	const want = `[{"key":"DHCP_SERVERS","value":"192.0.2.3,192.0.2.4","source":"/etc/oam-docker-ipam.conf:7"},{"key":"DEBUG","value":"false","source":"default"}]`
+	d := &daemon{t: t, socket: socket.path}
+	if got := d.exchange("GET /v1/settings HTTP/1.1\r\nHost: \r\n\r\n"); got.status != 200 || got.body != want {
+		t.Errorf("answers %d %s", got.status, got.body)
+	}
+	if got := d.exchange("POST /v1/settings HTTP/1.1\r\nHost: \r\nContent-Length: 0\r\n\r\n"); got.status != 405 {
+		t.Errorf("answers %d %s", got.status, got.body)
+	}
+}
+
 // The operator commands' errors say what to do.
 func TestAskErrors(t *testing.T) {
 	check := func(name, socket string, parts ...string) {
@@ -172,7 +208,7 @@ func TestAskErrors(t *testing.T) {
 	}
 	folder := scratch(t)
 	none := filepath.Join(folder, "none.sock")
-	check("no socket", none, "not running", none, "--socket")
+	check("no socket", none, "not running", none, "systemctl start oam-docker-ipam", "--socket")
 	dead := filepath.Join(folder, "dead.sock")
 	stale(t, dead)
 	check("nobody serves it", dead, "not running", dead)
@@ -229,27 +265,23 @@ func TestAskCancelled(t *testing.T) {
 	}
 }
 
-// Whoever isn't root hears so. root itself may open everything, hence a
-// process of another user.
-func TestAskNotPermitted(t *testing.T) {
+// Whoever isn't root hears so, as an operator and as a daemon. root itself may
+// open everything, hence a process of another user.
+func TestNotPermitted(t *testing.T) {
 	const key = "SERVER_TEST_SOCKET"
 	if socket := os.Getenv(key); socket != "" {
-		_, err := Leases(t.Context(), socket)
-		if err == nil || !strings.Contains(err.Error(), "not permitted: run this as root") || !strings.Contains(err.Error(), socket) {
-			t.Errorf("error %v", err)
+		_, asked := Leases(t.Context(), socket)
+		_, listened := Listen(filepath.Join(filepath.Dir(socket), "new.sock"))
+		_, inNew := Listen(filepath.Join(filepath.Dir(socket), "new", "new.sock"))
+		for _, err := range []error{asked, listened, inNew} {
+			if err == nil || !strings.Contains(err.Error(), "run this as root") || !strings.Contains(err.Error(), filepath.Dir(socket)) {
+				t.Errorf("error %v", err)
+			}
 		}
 		return
 	}
 	d := startDaemon(t, fakeStore{}, usual)
 	folder := filepath.Dir(d.socket)
-	if err := os.Chmod(folder, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if os.Getuid() != 0 {
-		if err := os.Chmod(d.socket, 0); err != nil {
-			t.Fatal(err)
-		}
-	}
 	// The test's own binary lies where nobody else may look.
 	binary, err := os.ReadFile(os.Args[0])
 	if err != nil {
@@ -258,6 +290,15 @@ func TestAskNotPermitted(t *testing.T) {
 	copied := filepath.Join(folder, "test")
 	if err := os.WriteFile(copied, binary, 0o755); err != nil {
 		t.Fatal(err)
+	}
+	if err := os.Chmod(folder, 0o555); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = os.Chmod(folder, 0o755) }()
+	if os.Getuid() != 0 {
+		if err := os.Chmod(d.socket, 0); err != nil {
+			t.Fatal(err)
+		}
 	}
 	cmd := exec.Command(copied, "-test.run=^"+t.Name()+"$")
 	cmd.Dir, cmd.Env = "/", append(os.Environ(), key+"="+d.socket)

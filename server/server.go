@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"time"
 
@@ -24,13 +25,20 @@ import (
 
 // New makes the handler of all that the socket of one driver serves: its name
 // also names both address spaces. Operators are served on every socket alike,
-// since all are root's only.
-func New(manager *lease.Manager, as lease.Driver, log *slog.Logger) http.Handler {
+// since all are root's only. They are told the settings in force, asked for
+// anew each time.
+func New(manager *lease.Manager, as lease.Driver, settings func() []Setting, log *slog.Logger) http.Handler {
+	r := newRouter()
+	driver{manager, as, log, new(repeats)}.route(r)
+	operator{manager, settings, log}.route(r)
+	return r
+}
+
+// newRouter makes a router that refuses all there is in words of ours.
+func newRouter() *mux.Router {
 	// A path that isn't clean is a wrong one: mux would redirect the caller,
 	// who expects JSON.
 	r := mux.NewRouter().SkipClean(true)
-	driver{manager, as, log, new(repeats)}.route(r)
-	operator{manager, log}.route(r)
 	r.NotFoundHandler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		answer(w, http.StatusNotFound, failure{Err: fmt.Sprintf("%s is not served: this is an IPAM driver", req.URL.Path)})
 	})
@@ -44,8 +52,16 @@ func New(manager *lease.Manager, as lease.Driver, log *slog.Logger) http.Handler
 const maxSocketPath = 107
 
 // Listen makes the plugin socket with mode 0600, and its folder where that is
-// missing. A socket that nobody serves any more is replaced.
+// missing. A socket that nobody has any more is replaced.
 func Listen(path string) (net.Listener, error) {
+	l, err := listen(path)
+	if errors.Is(err, fs.ErrPermission) {
+		err = fmt.Errorf("%w: run this as root, or have systemd make the socket (systemctl start oam-docker-ipam)", err)
+	}
+	return l, err
+}
+
+func listen(path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("make plugin folder: %w", err)
 	}
@@ -56,11 +72,15 @@ func Listen(path string) (net.Listener, error) {
 	if info, err := os.Lstat(path); err == nil && info.Mode().Type() != fs.ModeSocket {
 		return nil, fmt.Errorf("listen on %s: this is no socket but something else: remove it, or give this daemon another PLUGIN_SOCKET", path)
 	}
-	conn, err := net.Dial("unix", path)
-	switch {
-	case err == nil:
+	// To a socket of another type the kernel tells whether anybody has this
+	// one, and makes no connection: at that, systemd would start a daemon.
+	conn, err := net.Dial("unixgram", path)
+	if err == nil {
 		conn.Close()
-		return nil, fmt.Errorf("listen on %s: another process serves this socket: stop it, or give this daemon another PLUGIN_SOCKET", path)
+	}
+	switch {
+	case err == nil, errors.Is(err, unix.EPROTOTYPE):
+		return nil, fmt.Errorf("listen on %s: another process serves this socket, or systemd holds it for the daemon (then start that by systemctl start oam-docker-ipam): stop it (systemctl stop oam-docker-ipam.socket oam-docker-ipam.service), or give this daemon another PLUGIN_SOCKET", path)
 	case errors.Is(err, unix.ECONNREFUSED):
 		if err := os.Remove(path); err != nil {
 			return nil, fmt.Errorf("remove stale socket: %w", err)
@@ -78,28 +98,43 @@ func Listen(path string) (net.Listener, error) {
 // headerTime bounds the reading of a request's header.
 const headerTime = 10 * time.Second
 
-// Serve answers requests until ctx ends, then finishes those in hand for at
-// most grace. Every answer closes its connection: an idle one that broke under
-// the engine's next request would make it send that again without its body.
+// Serve answers requests until ctx ends. It closes l then, and every caller who
+// has been let in gets an answer, for which there is at most grace. Those who
+// haven't stay with the socket: where systemd holds it too, for the next Serve.
+//
+// Every answer closes its connection: an idle one that broke under the engine's
+// next request would make it send that again without its body.
 func Serve(ctx context.Context, l net.Listener, h http.Handler, grace time.Duration, log *slog.Logger) error {
+	// http.Server's Shutdown drops requests that it reads once it has begun,
+	// and callers who were let in 5 s before and have sent nothing yet. So it
+	// isn't used: once nobody is let in any more, connections end by themselves.
+	var callers sync.WaitGroup
 	s := &http.Server{
 		Handler: h, ReadHeaderTimeout: headerTime,
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+		ConnState: func(_ net.Conn, state http.ConnState) {
+			switch state {
+			case http.StateNew: // called before s.Serve returns
+				callers.Add(1)
+			case http.StateClosed:
+				callers.Done()
+			}
+		},
 	}
 	s.SetKeepAlivesEnabled(false)
-	ended := make(chan error, 1)
-	go func() { ended <- s.Serve(l) }()
+	defer context.AfterFunc(ctx, func() { l.Close() })()
+	err := fmt.Errorf("serve %s: %w", l.Addr(), s.Serve(l))
+	if ctx.Err() != nil {
+		err = nil
+	}
+	answered := make(chan struct{})
+	go func() { callers.Wait(); close(answered) }()
 	select {
-	case err := <-ended:
-		return fmt.Errorf("serve %s: %w", l.Addr(), err)
-	case <-ctx.Done():
+	case <-answered:
+		return err
+	case <-time.After(grace):
+		return errors.Join(err, fmt.Errorf("finish requests in hand: cut off after %s", grace), s.Close())
 	}
-	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
-	defer cancel()
-	if err := s.Shutdown(bound); err != nil {
-		return errors.Join(fmt.Errorf("finish requests in hand: %w", err), s.Close())
-	}
-	return nil
 }
 
 // bodyLimit is far above any request of an engine.

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"net/http"
@@ -9,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -95,6 +97,38 @@ func TestListenLiveSocket(t *testing.T) {
 	conn.Close()
 	l.Close()
 	listenOK(t, path)
+}
+
+// A socket that systemd holds while no daemon runs is a live one too, and
+// whoever is started by hand connects to it at no time: systemd would start
+// another daemon at that. That holds for a datagram socket as well.
+func TestListenHeldSocket(t *testing.T) {
+	socket := hold(t, "a.sock")
+	for range 2 {
+		_, err := Listen(socket.path)
+		for _, part := range []string{socket.path, "systemctl start oam-docker-ipam", "systemctl stop oam-docker-ipam.socket", "PLUGIN_SOCKET"} {
+			if err == nil || !strings.Contains(err.Error(), part) {
+				t.Errorf("error %v lacks %q", err, part)
+			}
+		}
+	}
+	l := socket.pass()
+	if err := l.(*net.UnixListener).SetDeadline(time.Now().Add(time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	if conn, err := l.Accept(); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("somebody connected: %v, %v", conn, err)
+	}
+
+	path := filepath.Join(scratch(t), "b.sock")
+	datagrams, err := net.ListenPacket("unixgram", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer datagrams.Close()
+	if _, err := Listen(path); err == nil || !strings.Contains(err.Error(), "another process serves this socket") {
+		t.Errorf("error %v", err)
+	}
 }
 
 // What is no socket is somebody's, and stays.
