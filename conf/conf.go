@@ -3,10 +3,12 @@
 package conf
 
 import (
+	"cmp"
 	_ "embed"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"regexp"
 	"slices"
@@ -32,8 +34,14 @@ type File struct {
 	Name string
 
 	read   bool
-	values map[string]string
+	values map[string]value
 	err    error
+}
+
+// value is a key's, with the number of its line, the first being 1.
+type value struct {
+	text string
+	line int
 }
 
 // load reads the file once.
@@ -42,37 +50,37 @@ func (f *File) load() {
 		return
 	}
 	f.read = true
-	name := f.Name
-	if name == "" {
-		name = Path
-	}
-	text, err := os.ReadFile(name)
-	if errors.Is(err, fs.ErrNotExist) && f.Name == "" {
+	text, err := os.ReadFile(f.path())
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && f.Name == "":
 		return
-	}
-	if err == nil {
+	case errors.Is(err, fs.ErrPermission):
+		err = fmt.Errorf("%w for user %d, who must be able to read it: chmod 644 %s", err, os.Geteuid(), f.path())
+	case err == nil:
 		f.values, err = parse(text)
 	}
 	if err != nil {
-		f.err = fmt.Errorf("read configuration %s: %w", name, err)
+		f.err = fmt.Errorf("read configuration %s: %w", f.path(), err)
 	}
 }
+
+func (f *File) path() string { return cmp.Or(f.Name, Path) }
 
 // parse reads a file's text. The last of a repeated key counts. Written by
 // hand, since the libraries for this and for INI files know neither comments
 // after quoted values nor which line is wrong.
-func parse(text []byte) (map[string]string, error) {
-	values := map[string]string{}
+func parse(text []byte) (map[string]value, error) {
+	values := map[string]value{}
 	n := 0
 	for line := range strings.Lines(strings.TrimPrefix(string(text), "\ufeff")) {
 		n++
 		line = strings.TrimSpace(line)
-		key, value, err := parseLine(line)
+		key, text, err := parseLine(line)
 		if err != nil {
 			return nil, fmt.Errorf("line %d: %.60q: %w", n, line, err)
 		}
 		if key != "" {
-			values[key] = value
+			values[key] = value{text, n}
 		}
 	}
 	return values, nil
@@ -127,15 +135,14 @@ func (f *File) Err() error {
 }
 
 // Unknown lists the file's keys that are not among the known ones, sorted.
-func (f *File) Unknown(known []string) []string {
+func (f *File) Unknown(known []string) []Key {
 	f.load()
-	var unknown []string
-	for key := range f.values {
-		if !slices.Contains(known, key) {
-			unknown = append(unknown, key)
+	var unknown []Key
+	for _, name := range slices.Sorted(maps.Keys(f.values)) {
+		if !slices.Contains(known, name) {
+			unknown = append(unknown, f.Key(name))
 		}
 	}
-	slices.Sort(unknown)
 	return unknown
 }
 
@@ -151,12 +158,21 @@ type Key struct {
 // Lookup returns the key's value. An empty one counts as not set.
 func (k Key) Lookup() (string, bool) {
 	k.file.load()
-	value := k.file.values[k.name]
-	return value, value != ""
+	text := k.file.values[k.name].text
+	return text, text != ""
+}
+
+// Name is the key's own.
+func (k Key) Name() string { return k.name }
+
+// Where is the file and line of a key that is set, as FILE:LINE.
+func (k Key) Where() string {
+	k.file.load()
+	return fmt.Sprintf("%s:%d", k.file.path(), k.file.values[k.name].line)
 }
 
 // String names the source in error messages.
-func (k Key) String() string { return "key " + k.name + " of the configuration file" }
+func (k Key) String() string { return k.name + " at " + k.Where() }
 
 // GoString is String, as cli.ValueSource asks for it.
 func (k Key) GoString() string { return k.String() }

@@ -6,9 +6,12 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // write makes a configuration file of this text.
@@ -19,6 +22,15 @@ func write(t testing.TB, text string) *File {
 		t.Fatal(err)
 	}
 	return &File{Name: name}
+}
+
+// texts are the values of a file's keys.
+func texts(f *File) map[string]string {
+	texts := map[string]string{}
+	for key, value := range f.values {
+		texts[key] = value.text
+	}
+	return texts
 }
 
 func TestValues(t *testing.T) {
@@ -64,8 +76,8 @@ func TestValues(t *testing.T) {
 			if err := f.Err(); err != nil {
 				t.Fatal(err)
 			}
-			if !maps.Equal(f.values, c.want) && len(f.values)+len(c.want) > 0 {
-				t.Errorf("%q gives %q, want %q", c.text, f.values, c.want)
+			if got := texts(f); !maps.Equal(got, c.want) && len(got)+len(c.want) > 0 {
+				t.Errorf("%q gives %q, want %q", c.text, got, c.want)
 			}
 			for key, want := range c.want {
 				got, set := f.Key(key).Lookup()
@@ -105,7 +117,7 @@ func TestMalformed(t *testing.T) {
 			f := write(t, c.text)
 			err := f.Err()
 			if err == nil {
-				t.Fatalf("no error, values %q", f.values)
+				t.Fatalf("no error, values %q", texts(f))
 			}
 			for _, part := range []string{f.Name, c.want} {
 				if !strings.Contains(err.Error(), part) {
@@ -136,14 +148,26 @@ func TestUnreadable(t *testing.T) {
 	if err := through.Err(); err == nil {
 		t.Error("a file as folder: no error")
 	}
-	if os.Getuid() == 0 {
-		return // root reads everything
-	}
+}
+
+// A file that the daemon's user may not read says what to do.
+func TestLockedFile(t *testing.T) {
 	locked := write(t, "A=b\n")
 	if err := os.Chmod(locked.Name, 0); err != nil {
 		t.Fatal(err)
 	}
-	if err := locked.Err(); !errors.Is(err, fs.ErrPermission) {
+	ended := make(chan error)
+	go func() {
+		// Root reads everything: this thread isn't root any more, and ends with
+		// its goroutine.
+		runtime.LockOSThread()
+		if os.Getuid() == 0 {
+			_ = unix.Setfsuid(65534) // it says nothing of its success
+		}
+		ended <- locked.Err()
+	}()
+	err := <-ended
+	if !errors.Is(err, fs.ErrPermission) || !strings.Contains(err.Error(), "chmod 644 "+locked.Name) {
 		t.Errorf("a locked file: %v", err)
 	}
 }
@@ -177,15 +201,24 @@ func TestNameComesLater(t *testing.T) {
 
 func TestUnknown(t *testing.T) {
 	f := write(t, "B=1\nA=2\nC=3\n")
-	if got := f.Unknown([]string{"B"}); !slices.Equal(got, []string{"A", "C"}) {
-		t.Errorf("unknown keys %q", got)
+	var got []string
+	for _, key := range f.Unknown([]string{"B"}) {
+		got = append(got, key.Name()+" "+key.Where())
+	}
+	if want := []string{"A " + f.Name + ":2", "C " + f.Name + ":3"}; !slices.Equal(got, want) {
+		t.Errorf("unknown keys %q, want %q", got, want)
 	}
 }
 
-func TestKeyNames(t *testing.T) {
-	key := new(File).Key("DHCP_SERVER")
-	if got := key.String(); !strings.Contains(got, "DHCP_SERVER") || key.GoString() != got {
-		t.Errorf("%q, %q", got, key.GoString())
+// A value says where it stands: of a repeated key, the one that counts.
+func TestWhere(t *testing.T) {
+	f := write(t, "# x\n\nDHCP_SERVER=a\n[y]\nDHCP_SERVER=b # z\n")
+	key := f.Key("DHCP_SERVER")
+	if want := f.Name + ":5"; key.Where() != want || key.String() != "DHCP_SERVER at "+want || key.GoString() != key.String() {
+		t.Errorf("%q, %q, %q", key.Where(), key, key.GoString())
+	}
+	if got, want := new(File).Key("A").Where(), Path+":0"; got != want {
+		t.Errorf("in the usual file: %q, want %q", got, want)
 	}
 }
 
@@ -200,8 +233,8 @@ func TestShipped(t *testing.T) {
 	if err := f.Err(); err != nil {
 		t.Fatal(err)
 	}
-	if want := map[string]string{"LISTEN_ADDR": "0.0.0.0", "IPAM_DEBUG": "false"}; !maps.Equal(f.values, want) {
-		t.Errorf("it sets %q, want %q", f.values, want)
+	if want := map[string]string{"LISTEN_ADDR": "0.0.0.0", "IPAM_DEBUG": "false"}; !maps.Equal(texts(f), want) {
+		t.Errorf("it sets %q, want %q", texts(f), want)
 	}
 	lines := strings.Split(Shipped, "\n")
 	for i, line := range lines {
@@ -222,13 +255,13 @@ func FuzzParse(f *testing.F) {
 		values, err := parse([]byte(text))
 		if err != nil {
 			if values != nil || strings.Contains(err.Error(), "\n") {
-				t.Errorf("values %q with error %q", values, err)
+				t.Errorf("values %v with error %q", values, err)
 			}
 			return
 		}
 		for key, value := range values {
-			if key == "" || strings.ContainsAny(key, " \t=#\n\r") || strings.ContainsAny(value, "\n\r\x00") {
-				t.Errorf("%q gives %q=%q", text, key, value)
+			if key == "" || strings.ContainsAny(key, " \t=#\n\r") || strings.ContainsAny(value.text, "\n\r\x00") || value.line < 1 || value.line > strings.Count(text, "\n")+1 {
+				t.Errorf("%q gives %q=%v", text, key, value)
 			}
 		}
 	})
