@@ -153,8 +153,9 @@ func open(iface string) (link, error) {
 	}
 	conn, err := packet.Listen(i, packet.Raw, unix.ETH_P_ARP, &packet.Config{Filter: filter})
 	switch {
-	case errors.Is(err, syscall.EPERM):
-		return link{}, fmt.Errorf("interface %s: %w: ARP needs root or CAP_NET_RAW; else set conflict_check=off", iface, err)
+	case errors.Is(err, syscall.EPERM), errors.Is(err, syscall.EAFNOSUPPORT):
+		// The latter is how systemd's RestrictAddressFamilies= refuses it.
+		return link{}, fmt.Errorf("interface %s: %w: set conflict_check=off, or let this daemon probe by ARP, which %s", iface, err, lease.NeedsNetRaw)
 	case err != nil:
 		return link{}, fmt.Errorf("interface %s: %w: %s", iface, err, wayOut)
 	}

@@ -82,8 +82,9 @@ func openBroadcast(at place) (socket, error) {
 	}
 	conn, err := afpacket.Listen(&i, afpacket.Raw, unix.ETH_P_ALL, &afpacket.Config{Filter: filter})
 	switch {
-	case errors.Is(err, unix.EPERM):
-		return socket{}, fmt.Errorf("open a packet socket on %s: %w: asking by broadcast needs root or CAP_NET_RAW; else ask as a relay agent, with dhcp_server", at, err)
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EAFNOSUPPORT):
+		// The latter is how systemd's RestrictAddressFamilies= refuses it.
+		return socket{}, fmt.Errorf("open a packet socket on %s: %w: ask as a relay agent, with dhcp_server, or by broadcast, which %s", at, err, lease.NeedsNetRaw)
 	case err != nil:
 		return socket{}, fmt.Errorf("open a packet socket on %s: %w", at, err)
 	}

@@ -501,11 +501,17 @@ func TestOpenBeforeTheInterface(t *testing.T) {
 	bubble(t, func(t *testing.T, l *lan) {
 		l.attach(newDHCPD(server1))
 		c := l.broadcaster()
-		c.openBroadcast = func(place) (socket, error) { return socket{}, errors.New("no such network interface") }
+		wrong := errors.New("no such network interface")
+		c.openBroadcast = func(at place) (socket, error) {
+			if wrong != nil {
+				return socket{}, wrong
+			}
+			return l.open(at)
+		}
 		if err := c.Open(); err != nil {
 			t.Error(err)
 		}
-		c.openBroadcast = l.open
+		wrong = nil
 		if err := c.Open(); err != nil || l.conn(lanPlace) == nil {
 			t.Errorf("not opened: %v", err)
 		}

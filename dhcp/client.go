@@ -7,11 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/krolaw/dhcp4"
@@ -22,7 +24,7 @@ import (
 // Client runs DHCP exchanges for endpoints on this host. It implements
 // lease.Client and may be used concurrently; Close ends it.
 type Client struct {
-	global    lease.Options
+	global    atomic.Pointer[lease.Options]
 	log       *slog.Logger
 	host      string // this host's name, "" where it has none
 	probeMAC  lease.MAC
@@ -36,9 +38,10 @@ type Client struct {
 	resolve       func(ctx context.Context, host string) ([]netip.Addr, error)
 	hardware      func(relay netip.Addr) (lease.MAC, error)
 
-	// mu guards links.
+	// mu guards links. It isn't held while one is opened.
 	mu    sync.Mutex
 	links map[place]*Link
+	pulse lease.Pulse[[]*Link]
 }
 
 var _ lease.Client = (*Client)(nil)
@@ -48,13 +51,15 @@ var _ lease.Client = (*Client)(nil)
 func NewClient(global lease.Options, log *slog.Logger) *Client {
 	// Without a name option 82 has none.
 	host, _ := os.Hostname()
-	return &Client{
-		global: global.Or(lease.Defaults()), log: log, host: host, probeMAC: hostMAC(),
+	c := &Client{
+		log: log, host: host, probeMAC: hostMAC(),
 		farewells: newFarewells(),
 		openRelay: openRelay, openBroadcast: openBroadcast,
 		source: sourceTowards, resolve: resolveHost, hardware: hardwareOf,
 		links: map[place]*Link{},
 	}
+	c.global.Store(new(global.Or(lease.Defaults())))
+	return c
 }
 
 // NewObserver makes a client for probes beside whatever has the ports, a
@@ -71,32 +76,85 @@ func NewObserver(global lease.Options, log *slog.Logger) *Client {
 // so it is only logged. Names are left to the requests: resolving may take
 // long.
 func (c *Client) Open() error {
+	_, err := c.openAhead(*c.global.Load())
+	return err
+}
+
+// Configure puts other global settings into force while everything runs: an
+// exchange ends with those with which it began. It opens their links as Open
+// does, and after its error the former settings stay in force. A link that they
+// don't name is closed when no exchange waits on it any more, so that its relay
+// address and port are free for others: also old leases are renewed from the new
+// one. Where a network has settings of its own, its next exchange opens the link
+// again.
+func (c *Client) Configure(global lease.Options) error {
+	global = global.Or(lease.Defaults())
+	named, err := c.openAhead(global)
+	if err != nil {
+		return err
+	}
+	c.global.Store(&global)
+	for _, l := range c.all() {
+		if !slices.Contains(named, l) {
+			l.retire()
+		}
+	}
+	return nil
+}
+
+// openAhead opens the links that global settings name, as Open says.
+func (c *Client) openAhead(global lease.Options) (named []*Link, err error) {
 	var errs []error
+	add := func(l *Link, err error) { named, errs = append(named, l), append(errs, err) }
 	switch {
-	case c.global.ByBroadcast():
-		_, err := c.paths(context.Background(), c.global)
-		errs = append(errs, err)
-	case fixed(c.global.Relay):
-		_, err := c.link(place{relay: netip.AddrPortFrom(c.global.Relay, c.global.RelayPort)})
-		errs = append(errs, err)
+	case global.ByBroadcast():
+		add(c.link(place{iface: global.Interface}))
+	case fixed(global.Relay):
+		add(c.link(place{relay: netip.AddrPortFrom(global.Relay, global.RelayPort)}))
 	default:
-		for _, server := range c.global.Servers {
+		for _, server := range global.Servers {
 			if addr, err := netip.ParseAddr(server.Host); err == nil {
-				_, err = c.path(c.global, netip.AddrPortFrom(addr, server.Port))
-				errs = append(errs, err)
+				p, err := c.path(global, netip.AddrPortFrom(addr, server.Port))
+				add(p.link, err)
 			}
 		}
 	}
 	for _, err := range errs {
 		switch {
 		case errors.Is(err, ErrSecondCopy):
-			return err
+			return nil, err
 		case err != nil:
 			c.log.Warn("link not opened yet", "error", err)
 		}
 	}
+	return named, nil
+}
+
+// all are the links that there are, open or not.
+func (c *Client) all() []*Link {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Collect(maps.Values(c.links))
+}
+
+// Alive implements lease.Client: the reader of each open link is made to show
+// that it reads.
+func (c *Client) Alive(ctx context.Context) error {
+	links, err := c.pulse.Ask(ctx, c.all)
+	if err != nil {
+		return fmt.Errorf("look at the DHCP links: %w", err)
+	}
+	for _, l := range links {
+		if err := l.alive(ctx); err != nil {
+			return err
+		}
+	}
 	return nil
 }
+
+// inForce are the options in force for a pool now. An exchange ends with those
+// with which it began.
+func (c *Client) inForce(pool lease.Options) lease.Options { return pool.Or(*c.global.Load()) }
 
 // Close closes all links. No exchange may be running.
 func (c *Client) Close() error {
@@ -158,7 +216,7 @@ const (
 
 // party is whom an exchange is about. It is the same in all messages of a lease.
 type party struct {
-	pool     lease.Pool
+	pool     lease.Pool // with the options in force
 	mac      lease.MAC
 	clientID []byte // option 61
 	agent    []byte // of option 82, see agentParts; nil where no server knows them
@@ -179,7 +237,6 @@ func about(pool lease.Pool, l lease.Lease) party {
 // exchange is a run of messages with one xid.
 type exchange struct {
 	party
-	options   lease.Options // those in force for its pool
 	key       exchangeKey
 	began     time.Time
 	paths     []path
@@ -192,12 +249,11 @@ type exchange struct {
 // begin opens an exchange on all paths; the caller must end it.
 func (c *Client) begin(who party, paths []path) *exchange {
 	x := &exchange{
-		party: who, options: who.pool.Options.Or(c.global),
-		key: exchangeKey{rand.Uint32(), who.mac}, began: time.Now(),
+		party: who, key: exchangeKey{rand.Uint32(), who.mac}, began: time.Now(),
 		paths: paths, replies: make(chan reply, replyQueue), farewells: c.farewells,
 	}
 	if x.agent == nil {
-		x.agent = agentParts(x.options, c.host, who)
+		x.agent = agentParts(who.pool.Options, c.host, who)
 	}
 	for _, p := range paths {
 		p.link.await(x.key, who.clientID, x.replies)
@@ -213,7 +269,7 @@ func (x *exchange) end() {
 
 // send sends a message over some of the exchange's paths.
 func (x *exchange) send(m message, paths ...path) {
-	m.xid, m.party, m.options = x.key.xid, x.party, x.options
+	m.xid, m.party, m.options = x.key.xid, x.party, x.pool.Options
 	for _, p := range paths {
 		if m.server.IsValid() {
 			// It says itself for whom it is, and the others on a LAN may know.
@@ -277,6 +333,7 @@ func (x *exchange) withFailures(err error) error {
 
 // Probe implements lease.Client.
 func (c *Client) Probe(ctx context.Context, pool lease.Pool, mac lease.MAC) ([]lease.Offer, error) {
+	pool.Options = c.inForce(pool.Options)
 	paths, err := c.paths(ctx, pool.Options)
 	if err != nil {
 		return nil, err
@@ -311,6 +368,7 @@ var errMore = errors.New("another server may offer too")
 // Acquire implements lease.Client.
 func (c *Client) Acquire(ctx context.Context, req lease.Request) (lease.Lease, error) {
 	began := time.Now()
+	req.Pool.Options = c.inForce(req.Pool.Options)
 	paths, err := c.paths(ctx, req.Pool.Options)
 	if err != nil {
 		return lease.Lease{}, err
@@ -493,13 +551,14 @@ func (c *Client) resume(pool lease.Pool, l lease.Lease) (*exchange, error) {
 		// Adopted, and no server has confirmed it yet.
 		return nil, fmt.Errorf("the DHCP server of %s is not known", l.Addr())
 	}
+	pool.Options = c.inForce(pool.Options)
 	var p path
 	var err error
-	if options := pool.Options.Or(c.global); options.ByBroadcast() {
+	if pool.Options.ByBroadcast() {
 		p.to, p.station = l.Via, l.Station
-		p.link, err = c.link(place{iface: options.Interface})
+		p.link, err = c.link(place{iface: pool.Options.Interface})
 	} else {
-		p, err = c.path(options, l.Via)
+		p, err = c.path(pool.Options, l.Via)
 	}
 	if err != nil {
 		return nil, err
@@ -546,6 +605,7 @@ func (c *Client) Renew(ctx context.Context, pool lease.Pool, l lease.Lease) (lea
 
 // Rebind implements lease.Client.
 func (c *Client) Rebind(ctx context.Context, pool lease.Pool, l lease.Lease) (lease.Lease, error) {
+	pool.Options = c.inForce(pool.Options)
 	paths, err := c.paths(ctx, pool.Options)
 	if err != nil {
 		return lease.Lease{}, err
@@ -610,7 +670,7 @@ func (x *exchange) answer(ctx context.Context, l lease.Lease, pause <-chan time.
 
 // RelayMAC implements lease.Client.
 func (c *Client) RelayMAC(ctx context.Context, pool lease.Pool) (lease.MAC, error) {
-	options := pool.Options.Or(c.global)
+	options := c.inForce(pool.Options)
 	if options.ByBroadcast() {
 		return interfaceMAC(options.Interface)
 	}

@@ -307,7 +307,7 @@ func TestProbeTimesTheServer(t *testing.T) {
 	bubble(t, func(t *testing.T, l *lan) {
 		l.attach(newDHCPD(server1))
 		c := l.client()
-		c.global.Servers = []lease.Server{{Host: "dhcp.example.org", Port: 67}}
+		alter(c, func(o *lease.Options) { o.Servers = []lease.Server{{Host: "dhcp.example.org", Port: 67}} })
 		c.resolve = func(context.Context, string) ([]netip.Addr, error) {
 			time.Sleep(1900 * time.Millisecond)
 			return []netip.Addr{server1.Addr()}, nil

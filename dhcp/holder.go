@@ -12,7 +12,7 @@ import (
 // portHolder names the process that holds a UDP port of an address or of the
 // wildcard, as well as /proc tells us.
 func portHolder(addr netip.Addr, port uint16) string {
-	const unknown = "another program (run: ss -ulpn)"
+	const unknown = "another program (as root, ss -ulpn names it)"
 	fs, err := procfs.NewDefaultFS()
 	if err != nil {
 		return unknown

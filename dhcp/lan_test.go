@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -100,8 +101,15 @@ func (l *lan) client(servers ...netip.AddrPort) *Client {
 // broadcaster is a client that asks by broadcast on eth0.
 func (l *lan) broadcaster() *Client {
 	c := l.client()
-	c.global.Interface = lanPlace.iface
+	alter(c, func(o *lease.Options) { o.Interface = lanPlace.iface })
 	return c
+}
+
+// alter changes the global settings of a client that has opened nothing yet.
+func alter(c *Client, change func(*lease.Options)) {
+	global := *c.global.Load()
+	change(&global)
+	c.global.Store(&global)
 }
 
 var lanPlace = place{iface: "eth0"}
@@ -112,7 +120,7 @@ func (l *lan) open(at place) (socket, error) {
 	if l.locked[at] {
 		return socket{}, errors.New("opened twice")
 	}
-	c := &memConn{lan: l, place: at, in: make(chan datagram, 1<<15), closed: make(chan struct{})}
+	c := &memConn{lan: l, place: at, in: make(chan datagram, 1<<15), closed: make(chan struct{}), past: make(chan struct{})}
 	l.conns[at], l.locked[at] = c, true
 	return socket{PacketConn: c, unlock: func() { l.mu.Lock(); defer l.mu.Unlock(); l.locked[at] = false }, stale: c.stale.Load}, nil
 }
@@ -175,6 +183,9 @@ type memConn struct {
 	once   sync.Once
 	closed chan struct{}
 	stale  atomic.Bool
+	// past is closed while the read deadline is in the past.
+	mu   sync.Mutex
+	past chan struct{}
 }
 
 // receive puts a packet into the socket's buffer, or loses it when that is
@@ -187,7 +198,12 @@ func (c *memConn) receive(d datagram) {
 }
 
 func (c *memConn) ReadFrom(b []byte) (int, net.Addr, error) {
+	c.mu.Lock()
+	past := c.past
+	c.mu.Unlock()
 	select {
+	case <-past:
+		return 0, nil, os.ErrDeadlineExceeded
 	case d := <-c.in:
 		var from net.Addr = net.UDPAddrFromAddrPort(d.from)
 		if c.place.broadcast() {
@@ -243,8 +259,22 @@ func (c *memConn) LocalAddr() net.Addr {
 }
 
 func (c *memConn) SetDeadline(time.Time) error      { return errors.ErrUnsupported }
-func (c *memConn) SetReadDeadline(time.Time) error  { return errors.ErrUnsupported }
 func (c *memConn) SetWriteDeadline(time.Time) error { return errors.ErrUnsupported }
+
+// SetReadDeadline knows deadlines in the past, and none.
+func (c *memConn) SetReadDeadline(t time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	select {
+	case <-c.past:
+		c.past = make(chan struct{})
+	default:
+	}
+	if !t.IsZero() {
+		close(c.past)
+	}
+	return nil
+}
 
 // dhcpd is a well-behaved server with a lease table. Each MAC has its own
 // address, made of the MAC's last two bytes.

@@ -2,13 +2,16 @@ package dhcp
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -26,11 +29,16 @@ type Link struct {
 	drops *Drops
 	log   *slog.Logger
 
+	// reader is that of the socket, nil while there is none.
+	reader atomic.Pointer[reader]
+	pulse  lease.Pulse[struct{}]
+	// retired: the socket is to be closed when no exchange waits.
+	retired atomic.Bool
+
 	// opening is held while the socket is opened or exchanged, and guards what
 	// follows. Exchanges outlive their socket: they wait on the link.
 	opening sync.Mutex
-	socket  socket        // zero while there is none
-	done    chan struct{} // closed when its reader has ended
+	socket  socket // zero while there is none
 	closed  bool
 
 	// mu guards waiting.
@@ -111,15 +119,13 @@ type waiter struct {
 	to       chan<- reply
 }
 
-// openLink opens the link of a place.
-func openLink(at place, open func(place) (socket, error), drops *Drops, log *slog.Logger) (*Link, error) {
-	l := &Link{place: at, open: open, drops: drops, log: log, waiting: map[exchangeKey]waiter{}}
-	_, err := l.ready()
-	return l, err
+// newLink makes the link of a place, which is opened when it is used.
+func newLink(at place, open func(place) (socket, error), drops *Drops, log *slog.Logger) *Link {
+	return &Link{place: at, open: open, drops: drops, log: log, waiting: map[exchangeKey]waiter{}}
 }
 
-// ready returns the link's socket, which is opened anew where it is of no use
-// any more.
+// ready returns the link's socket, which is opened where there is none, or none
+// that is of use any more.
 func (l *Link) ready() (socket, error) {
 	l.opening.Lock()
 	defer l.opening.Unlock()
@@ -142,8 +148,10 @@ func (l *Link) ready() (socket, error) {
 	if s.holder != "" {
 		l.log.Warn("UDP port is taken by another program: answers are read beside it, by a raw socket", "at", l.place, "port", l.relay.Port(), "taken by", s.holder)
 	}
-	l.socket, l.done = s, make(chan struct{})
-	go l.read(s, l.done)
+	r := newReader(s)
+	l.socket = s
+	l.reader.Store(r)
+	go l.read(r)
 	return s, nil
 }
 
@@ -155,7 +163,8 @@ func (l *Link) end() error {
 	}
 	l.socket = socket{}
 	err := s.Close()
-	<-l.done
+	<-l.reader.Load().done
+	l.reader.Store(nil)
 	if s.unlock != nil {
 		s.unlock()
 	}
@@ -170,6 +179,42 @@ func (l *Link) Close() error {
 	return l.end()
 }
 
+// retire closes the socket as soon as no exchange waits: its address and port
+// are then free for others. An exchange that comes later opens it again.
+func (l *Link) retire() {
+	l.retired.Store(true)
+	l.endRetired()
+}
+
+func (l *Link) endRetired() {
+	l.opening.Lock()
+	defer l.opening.Unlock()
+	l.mu.Lock()
+	idle := len(l.waiting) == 0
+	l.mu.Unlock()
+	if !idle || !l.retired.Swap(false) || l.socket.PacketConn == nil {
+		return
+	}
+	l.log.Info("link closed: the settings don't name it any more", "at", l.place)
+	// That closing it fails changes nothing.
+	_ = l.end()
+}
+
+// alive returns nil as soon as the link's reader has shown that it reads, or
+// there is none.
+func (l *Link) alive(ctx context.Context) error {
+	_, err := l.pulse.Ask(ctx, func() (none struct{}) {
+		if r := l.reader.Load(); r != nil {
+			r.poke()
+		}
+		return none
+	})
+	if err != nil {
+		return fmt.Errorf("read what comes to %s: %w", l.place, err)
+	}
+	return nil
+}
+
 // usable says why nothing can be sent at the moment, as far as that is known.
 func (l *Link) usable() error {
 	s, err := l.ready()
@@ -179,21 +224,56 @@ func (l *Link) usable() error {
 	return s.usable()
 }
 
+// reader is what reads one socket.
+type reader struct {
+	socket
+	done chan struct{} // closed when it has ended
+	// poked is closed by the reader when it was poked, and replaced by another.
+	poked atomic.Pointer[chan struct{}]
+}
+
+func newReader(s socket) *reader {
+	r := &reader{socket: s, done: make(chan struct{})}
+	r.poked.Store(new(make(chan struct{})))
+	return r
+}
+
+// poke waits until the reader has noticed a deadline in the past, or has ended.
+// No packet is lost: those that have come are read afterwards.
+func (r *reader) poke() {
+	poked := *r.poked.Load()
+	// It fails on a closed socket, whose reader ends.
+	_ = r.SetReadDeadline(time.Unix(1, 0))
+	select {
+	case <-poked:
+	case <-r.done:
+	}
+}
+
+// answer is the reader's to a poke. Whoever pokes while it is given has it too.
+func (r *reader) answer() {
+	_ = r.SetReadDeadline(time.Time{})
+	close(*r.poked.Swap(new(make(chan struct{}))))
+}
+
 // readPause keeps a socket that fails at every read from taking a core.
 const readPause = 100 * time.Millisecond
 
 // read reads from a socket until it is closed.
-func (l *Link) read(s socket, done chan<- struct{}) {
-	defer close(done)
+func (l *Link) read(r *reader) {
+	defer close(r.done)
 	// The largest UDP payload: a longer message than we asked for is cut by
 	// nobody but its sender.
 	buf := make([]byte, 1<<16)
 	for {
-		n, from, err := s.ReadFrom(buf)
-		if errors.Is(err, net.ErrClosed) {
+		n, from, err := r.ReadFrom(buf)
+		switch {
+		case errors.Is(err, net.ErrClosed):
 			return
-		}
-		if err != nil {
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			r.answer()
+			continue
+		case err != nil:
 			l.log.Warn("socket not read", "at", l.place, "error", err)
 			time.Sleep(readPause)
 			continue
@@ -248,8 +328,12 @@ func (l *Link) await(key exchangeKey, clientID []byte, to chan<- reply) {
 
 func (l *Link) forget(key exchangeKey) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	delete(l.waiting, key)
+	idle := len(l.waiting) == 0
+	l.mu.Unlock()
+	if idle && l.retired.Load() {
+		l.endRetired()
+	}
 }
 
 // send sends a message on a path of this link.

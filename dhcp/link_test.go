@@ -23,8 +23,8 @@ func startMemLink(t *testing.T) (*Link, *memConn, chan reply) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	link, err := openLink(place1, func(place) (socket, error) { return s, nil }, &Drops{}, slog.New(slog.DiscardHandler))
-	if err != nil {
+	link := newLink(place1, func(place) (socket, error) { return s, nil }, &Drops{}, slog.New(slog.DiscardHandler))
+	if _, err := link.ready(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

@@ -31,8 +31,8 @@ func TestPathsOfPool(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			bubble(t, func(t *testing.T, l *lan) {
 				client := l.client()
-				client.global = global
-				paths, err := client.paths(t.Context(), c.pool)
+				client.global.Store(&global)
+				paths, err := client.paths(t.Context(), client.inForce(c.pool))
 				if err != nil || len(paths) != 1 {
 					t.Fatalf("paths %v, %v", paths, err)
 				}
@@ -64,7 +64,7 @@ func TestPathsByName(t *testing.T) {
 			return o
 		}
 		to := func(o lease.Options) ([]string, error) {
-			paths, err := c.paths(t.Context(), o)
+			paths, err := c.paths(t.Context(), c.inForce(o))
 			var to []string
 			for _, p := range paths {
 				to = append(to, p.to.Addr().String())
@@ -126,7 +126,7 @@ func TestDeadResolver(t *testing.T) {
 					o.Servers = append(o.Servers, lease.Server{Host: host, Port: 67})
 				}
 				began := time.Now()
-				paths, err := client.paths(within(t, 30*time.Second), o)
+				paths, err := client.paths(within(t, 30*time.Second), client.inForce(o))
 				if took := time.Since(began); took != c.takes || len(paths) != c.paths || (err == nil) != (c.paths > 0) {
 					t.Errorf("%d paths after %v, %v; want %d after %v", len(paths), took, err, c.paths, c.takes)
 				}
@@ -177,14 +177,20 @@ func TestOpenIsTriedAgain(t *testing.T) {
 		l.attach(newDHCPD(server1))
 		c := l.client(server1)
 		busy := errors.New("port 67 is taken")
-		c.openRelay = func(place) (socket, error) { return socket{}, busy }
+		taken := true
+		c.openRelay = func(at place) (socket, error) {
+			if taken {
+				return socket{}, busy
+			}
+			return l.open(at)
+		}
 		if _, err := c.Acquire(within(t, usual), want(home, mac1)); !errors.Is(err, busy) {
 			t.Errorf("error %v", err)
 		}
 		if took := time.Since(l.began); took != 0 {
 			t.Errorf("took %s", took)
 		}
-		c.openRelay = l.open
+		taken = false
 		if _, err := c.Acquire(within(t, usual), want(home, mac1)); err != nil {
 			t.Error(err)
 		}
@@ -232,7 +238,7 @@ func TestOpen(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			bubble(t, func(t *testing.T, l *lan) {
 				client := l.client()
-				client.global = lease.Options{Servers: c.servers, Relay: c.relay}
+				client.global.Store(new(lease.Options{Servers: c.servers, Relay: c.relay}))
 				client.resolve = func(_ context.Context, host string) ([]netip.Addr, error) {
 					addr, err := netip.ParseAddr(host)
 					if err != nil {
@@ -297,7 +303,7 @@ func TestRelayMAC(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			bubble(t, func(t *testing.T, l *lan) {
 				client := l.client()
-				client.global = c.global
+				client.global.Store(&c.global)
 				client.resolve = func(context.Context, string) ([]netip.Addr, error) { return []netip.Addr{server2.Addr()}, nil }
 				client.source = func(to netip.AddrPort) (netip.Addr, error) {
 					if relay, ok := map[netip.AddrPort]netip.Addr{server1: relay1, server2: relay2}[to]; ok {

@@ -34,10 +34,10 @@ var ErrSecondCopy = errors.New("another oam-docker-ipam already serves")
 // known already: a dead resolver must not take the time of a good server.
 const resolveTime = 2 * time.Second
 
-// paths finds the ways to all servers of a pool, opening links where needed.
-// Servers that can't be reached are an error only when none remains.
+// paths finds the ways to all servers of the options in force for a pool,
+// opening links where needed. Servers that can't be reached are an error only
+// when none remains.
 func (c *Client) paths(ctx context.Context, options lease.Options) ([]path, error) {
-	options = options.Or(c.global)
 	if options.ByBroadcast() {
 		link, err := c.link(place{iface: options.Interface})
 		return []path{{link: link}}, err
@@ -151,21 +151,18 @@ func (c *Client) path(options lease.Options, to netip.AddrPort) (path, error) {
 // interfaces come and ports become free.
 func (c *Client) link(at place) (*Link, error) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	if l := c.links[at]; l != nil {
-		_, err := l.ready()
-		return l, err
+	l := c.links[at]
+	if l == nil {
+		open := c.openRelay
+		if at.broadcast() {
+			open = c.openBroadcast
+		}
+		l = newLink(at, open, &c.drops, c.log)
+		c.links[at] = l
 	}
-	open := c.openRelay
-	if at.broadcast() {
-		open = c.openBroadcast
-	}
-	l, err := openLink(at, open, &c.drops, c.log)
-	if err != nil {
-		return nil, err
-	}
-	c.links[at] = l
-	return l, nil
+	c.mu.Unlock()
+	_, err := l.ready()
+	return l, err
 }
 
 // resolveHost returns the IPv4 addresses of a name.
@@ -259,8 +256,8 @@ func openBeside(at place) (socket, error) {
 // explainTaken says what to do about a port that holder has, where no raw socket
 // can be opened beside it.
 func explainTaken(at netip.AddrPort, holder string, err error) error {
-	return fmt.Errorf("UDP port %d of relay address %s is taken by %s: stop it, let it bind other addresses only (dnsmasq: bind-interfaces), or give this daemon another LISTEN_ADDR; with CAP_NET_RAW it would work beside it: open a raw socket: %w",
-		at.Port(), at.Addr(), holder, err)
+	return fmt.Errorf("UDP port %d of relay address %s is taken by %s, and beside it no raw socket can be opened: %w: stop it, let it bind other addresses only (dnsmasq: bind-interfaces), give this daemon another LISTEN_ADDR, or let it work beside that program, which %s",
+		at.Port(), at.Addr(), holder, err, lease.NeedsNetRaw)
 }
 
 // explainBind says what to do about a relay address that can't be bound.
@@ -270,7 +267,7 @@ func explainBind(at netip.AddrPort, err error) error {
 	case errors.Is(err, unix.EADDRNOTAVAIL):
 		return fmt.Errorf("relay address %s is not an address of this host (it has %s): correct LISTEN_ADDR or listen_addr, or bring the address up", relay, strings.Join(hostAddrs(), ", "))
 	case errors.Is(err, unix.EACCES):
-		return fmt.Errorf("UDP port %d of relay address %s may not be bound: run as root or with CAP_NET_BIND_SERVICE", at.Port(), relay)
+		return fmt.Errorf("UDP port %d of relay address %s may not be bound: run as root or with CAP_NET_BIND_SERVICE, which the package's unit has (systemctl cat oam-docker-ipam shows what takes it away)", at.Port(), relay)
 	case errors.Is(err, unix.EPERM):
 		return fmt.Errorf("a raw socket on relay address %s may not be opened: run as root or with CAP_NET_RAW", relay)
 	}

@@ -457,6 +457,9 @@ func (m *Manager) admit(caller context.Context, p *pool, l Lease) error {
 		err = context.Cause(caller)
 	default:
 		m.scheduleLocked(p, e, m.attemptLocked(e))
+		if e.unconfirmed == 0 {
+			m.renewed = time.Now()
+		}
 		m.mu.Unlock()
 		m.log.Info("lease granted", "address", l.Addr(), "mac", l.MAC, "name", l.Name, "server", l.Server, "until", m.clock.wall(l.Expires))
 		return nil
@@ -505,6 +508,7 @@ func (m *Manager) conflictLocked(p *pool, l Lease) *Lease {
 // apart reports whether two pools' servers are asked by broadcast on different
 // LANs.
 func (m *Manager) apart(a, b Pool) bool {
-	x, y := m.options(a), m.options(b)
+	global := *m.global.Load()
+	x, y := a.under(global), b.under(global)
 	return x.ByBroadcast() && y.ByBroadcast() && x.Interface != y.Interface
 }

@@ -303,8 +303,8 @@ func (m *Manager) releaseLate(key BindingKey) {
 	}
 	defer m.wg.Done()
 	select {
-	case m.late <- struct{}{}:
-		defer func() { <-m.late }()
+	case m.sending <- struct{}{}:
+		defer func() { <-m.sending }()
 	case <-m.ctx.Done():
 		return
 	}
@@ -380,6 +380,7 @@ func (m *Manager) clearWay(ctx context.Context, w *wish) error {
 // sameWay reports whether two pools have the same servers, reached from the
 // same relay address or by broadcast on the same interface.
 func (m *Manager) sameWay(a, b Pool) bool {
-	x, y := m.options(a), m.options(b)
+	global := *m.global.Load()
+	x, y := a.under(global), b.under(global)
 	return slices.Equal(x.Servers, y.Servers) && x.Relay == y.Relay && x.Interface == y.Interface
 }

@@ -3,12 +3,14 @@ package lease
 import (
 	"context"
 	"fmt"
+	"time"
 )
 
 // claim is the exclusive right to act on one MAC of a pool, or on one identity.
 type claim struct {
 	// interrupt ends the holder's action early; nil where it must finish.
 	interrupt context.CancelFunc
+	since     time.Time
 	done      chan struct{}
 }
 
@@ -40,6 +42,7 @@ func takeClaim[K comparable](ctx context.Context, m *Manager, claims map[K]*clai
 		m.mu.Lock()
 		held := claims[key]
 		if held == nil {
+			mine.since = time.Now()
 			claims[key] = mine
 		}
 		m.mu.Unlock()

@@ -48,6 +48,11 @@ type Client interface {
 	// relay address, or on which servers are asked by broadcast; of several
 	// relay addresses, the first server's.
 	RelayMAC(ctx context.Context, pool Pool) (MAC, error)
+
+	// Alive returns nil as soon as it is sure that the client can send and
+	// receives, else when ctx ends an error that says what is stuck and for how
+	// long. It sends nothing.
+	Alive(ctx context.Context) error
 }
 
 // Host is the machine that this daemon runs on.
@@ -123,6 +128,9 @@ type Offer struct {
 	After time.Duration
 }
 
+// NeedsNetRaw ends errors about a socket that this process may not open.
+const NeedsNetRaw = "needs root or CAP_NET_RAW; a daemon installed from a package has it once /usr/share/doc/oam-docker-ipam/broadcast.conf is put into /etc/systemd/system/oam-docker-ipam.service.d, followed by systemctl daemon-reload and systemctl restart oam-docker-ipam"
+
 // LeaseForEver is the length of an infinite lease (RFC 2131 section 3.3).
 const LeaseForEver = time.Duration(math.MaxUint32) * time.Second
 
@@ -132,6 +140,9 @@ type Store interface {
 	// Commit makes a change. All of it is on disk when Commit returns; after
 	// an error nothing has changed. It fails when a lease's pool is not there.
 	Commit(Change) error
+	// Alive returns nil as soon as a change could be made, else when ctx ends an
+	// error that says what is stuck and for how long. It writes nothing.
+	Alive(ctx context.Context) error
 }
 
 // Saved is everything in a Store.

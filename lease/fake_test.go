@@ -55,6 +55,8 @@ type dhcpServer struct {
 	onExtend  knob[func(context.Context, lease.Lease) (lease.Lease, error)] // renew and rebind
 	relayMAC  knob[func() (lease.MAC, error)]
 	onRelease knob[func() error]
+	// stuck is what Alive answers, when its ctx ends.
+	stuck knob[error]
 
 	mu       sync.Mutex
 	seen     []string
@@ -199,6 +201,8 @@ func (s *dhcpServer) Renew(ctx context.Context, _ lease.Pool, l lease.Lease) (le
 func (s *dhcpServer) Rebind(ctx context.Context, _ lease.Pool, l lease.Lease) (lease.Lease, error) {
 	return s.extend(ctx, "rebind", l)
 }
+
+func (s *dhcpServer) Alive(ctx context.Context) error { return alive(ctx, &s.stuck) }
 
 func (s *dhcpServer) extend(ctx context.Context, kind string, l lease.Lease) (lease.Lease, error) {
 	s.note(kind, l.Addr())
@@ -416,6 +420,8 @@ type memStore struct {
 	// before is asked ahead of every call, outside the lock; its error is the
 	// call's. It may take its time.
 	before knob[func(call string) error]
+	// stuck is what Alive answers, when its ctx ends.
+	stuck knob[error]
 
 	mu       sync.Mutex
 	pools    map[string]lease.Pool
@@ -510,6 +516,17 @@ func (s *memStore) Commit(c lease.Change) error {
 	})
 }
 
+func (s *memStore) Alive(ctx context.Context) error { return alive(ctx, &s.stuck) }
+
+// alive is nil unless something is stuck.
+func alive(ctx context.Context, stuck *knob[error]) error {
+	err := stuck.get()
+	if err != nil {
+		<-ctx.Done()
+	}
+	return err
+}
+
 // failing makes the named calls fail.
 func failing(calls ...string) func(string) error {
 	return func(call string) error {
@@ -533,6 +550,8 @@ type world struct {
 	global     lease.Options // of the next start
 	manager    *lease.Manager
 	log        lockedBuffer
+	watched    context.Context // nil where no watchdog is wanted
+	alarm      knob[string]    // that the test expects
 }
 
 // lockedBuffer may be written and read concurrently.
@@ -564,15 +583,19 @@ func inWorld(t *testing.T, test func(w *world)) {
 }
 
 // inWorldOf runs a test in a bubble with a manager that starts from nothing. At
-// the end memory and store must agree, and nothing may run on after Close:
-// synctest reports goroutines that are left.
+// no time may the watchdog find something stuck, unless the test says so. At the
+// end memory and store must agree, and nothing may run on after Close: synctest
+// reports goroutines that are left.
 func inWorldOf(t *testing.T, global lease.Options, test func(w *world)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.global = global
+		var bark context.CancelFunc
+		w.watched, bark = context.WithCancel(t.Context())
 		w.start()
 		test(w)
+		bark()
 		synctest.Wait()
 		w.store.before.set(nil)
 		w.agree()
@@ -606,6 +629,27 @@ func (w *world) start() {
 		w.Fatal(err)
 	}
 	w.manager = m
+	if w.watched != nil {
+		go w.watch(m)
+	}
+}
+
+// watch is the daemon's watchdog, for its first day: some tests last for years.
+func (w *world) watch(m *lease.Manager) {
+	pause := time.NewTicker(20 * time.Second)
+	for end := time.Now().Add(24 * time.Hour); time.Now().Before(end); {
+		select {
+		case <-pause.C:
+		case <-w.watched.Done():
+			return
+		}
+		ctx, cancel := context.WithTimeout(w.watched, 20*time.Second)
+		err := m.Alive(ctx)
+		cancel()
+		if expected := w.alarm.get(); err != nil && w.watched.Err() == nil && (expected == "" || !strings.Contains(err.Error(), expected)) {
+			w.Errorf("%v: false alarm: %v", time.Since(w.server.began), err)
+		}
+	}
 }
 
 // restart stops the daemon for a time.

@@ -37,11 +37,16 @@ func newHostIdentity(machineID string, mac MAC) HostIdentity {
 // first one's database, and the identity is made anew. An error means that it
 // can't be told yet.
 func (m *Manager) self(ctx context.Context, p Pool) (string, error) {
-	m.identifying.Lock()
-	defer m.identifying.Unlock()
-	m.mu.Lock()
-	known, sure := m.identity, m.identitySure
-	m.mu.Unlock()
+	if known, sure := m.known(); sure {
+		return known.ID, nil
+	}
+	select {
+	case m.identifying <- struct{}{}:
+		defer func() { <-m.identifying }()
+	case <-ctx.Done():
+		return "", fmt.Errorf("wait for who finds out which host this is: %w", context.Cause(ctx))
+	}
+	known, sure := m.known()
 	if sure {
 		return known.ID, nil
 	}
@@ -79,6 +84,13 @@ func (m *Manager) self(ctx context.Context, p Pool) (string, error) {
 	}
 	m.setIdentity(fresh)
 	return fresh.ID, nil
+}
+
+// known is the identity so far, and whether it is this host's.
+func (m *Manager) known() (identity HostIdentity, sure bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.identity, m.identitySure
 }
 
 func (m *Manager) setIdentity(h HostIdentity) {

@@ -20,6 +20,7 @@ func (m *Manager) scheduleLocked(p *pool, e *entry, at time.Time) {
 	}
 	turn := e.turn
 	wait := m.clock.until(at)
+	e.due = time.Now().Add(wait)
 	if wait <= 0 {
 		// Not a timer of no time: the race detector crashes when two of these
 		// start at once in a bubble (go.dev/issue/78156, open with Go 1.26).
@@ -114,7 +115,7 @@ func (m *Manager) keep(p *pool, e *entry, turn int) {
 	now, next := m.clock.now(), m.attemptLocked(e)
 	unconfirmed, told := e.unconfirmed > 0, e.told
 	if !gone {
-		e.began = now
+		e.began, e.due = now, time.Time{}
 	}
 	m.mu.Unlock()
 	if gone {
@@ -232,6 +233,9 @@ func (m *Manager) replace(p *pool, e *entry, l Lease, next time.Time) {
 	defer m.mu.Unlock()
 	e.lease = l
 	e.told = e.told && l.State(m.clock.now()) == Lost
+	if confirmed {
+		m.renewed = time.Now()
+	}
 	switch {
 	case confirmed || l.State(m.clock.now()) == Lost:
 		e.unconfirmed = 0

@@ -5,8 +5,10 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -15,7 +17,8 @@ type Config struct {
 	// Timeout is the longest that one Acquire may take, but a new VLAN's first,
 	// which has FirstWait.
 	Timeout time.Duration
-	// Global are the options where a network says nothing itself.
+	// Global are the options where a network says nothing itself, until
+	// Configure.
 	Global Options
 	// Machine is what this host's identity and clock are made of.
 	Machine Host
@@ -33,26 +36,27 @@ type Manager struct {
 	store    Store
 	client   Client
 	timeout  time.Duration
-	defaults Options
+	global   atomic.Pointer[Options]
 	machine  Host
 	prober   Prober
 	engine   Engine
 	log      *slog.Logger
 	clock    *clock
+	pulse    Pulse[error]
 
 	// ctx is the life of the keepers, wg counts those at work.
 	ctx    context.Context
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
-	// late has a place for each pending release that is being sent.
-	late chan struct{}
+	// sending has a place for each pending release that is being sent.
+	sending chan struct{}
 
 	// adopt is held while a pool is taken up by its ID, so that a second
 	// request doesn't store it anew over what the first has changed.
 	adopt sync.Mutex
-	// identifying is held while the host's identity is found. It comes before
-	// mu.
-	identifying sync.Mutex
+	// identifying has a place for the one who finds the host's identity, which
+	// may take as long as his ctx lasts. It comes before mu.
+	identifying chan struct{}
 	// reconciling is held by the one Reconcile. It comes before everything.
 	reconciling sync.Mutex
 
@@ -69,6 +73,8 @@ type Manager struct {
 	identity     HostIdentity
 	identitySure bool
 	silence      silence
+	// renewed is Summary's.
+	renewed time.Time
 }
 
 // pool is a Pool with its leases. All fields are guarded by Manager.mu.
@@ -91,6 +97,9 @@ type pool struct {
 type entry struct {
 	lease Lease
 	timer *time.Timer // the last that was set, to be stopped; nil before
+	// due is when the next attempt has to begin, by the clock of timers; zero
+	// while none is set.
+	due time.Time
 	// turn counts the attempts that were set: one that was replaced after its
 	// time had come does nothing.
 	turn int
@@ -120,12 +129,13 @@ func NewManager(store Store, client Client, config Config) (*Manager, error) {
 		config.Log.Warn("what is too old was not deleted: the next start tries again", "error", err)
 	}
 	m := &Manager{
-		store: store, client: client, timeout: config.Timeout, defaults: config.Global.Or(Defaults()),
+		store: store, client: client, timeout: config.Timeout,
 		machine: config.Machine, prober: config.Prober, engine: config.Engine, log: config.Log,
 		clock: newClock(config.Machine), identity: saved.Host,
 		pools: map[string]*pool{}, byIdentity: map[BindingKey]*entry{}, identities: map[BindingKey]*claim{},
-		late: make(chan struct{}, maxLate),
+		identifying: make(chan struct{}, 1), sending: make(chan struct{}, maxLate),
 	}
+	m.global.Store(new(config.Global.Or(Defaults())))
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 
 	m.mu.Lock()
@@ -168,6 +178,23 @@ func (m *Manager) Close() {
 	m.wg.Wait()
 }
 
+// Configure puts other global options into force while everything runs; call it
+// after the Client's. What has begun ends as it began: a pending release waits
+// no longer or shorter than it was to. From then on all is as after a start with
+// these options: each lease is renewed where it was granted and rebound with the
+// new servers, and those that are overdue are asked for at once.
+func (m *Manager) Configure(global Options) {
+	global = global.Or(Defaults())
+	former := m.global.Swap(&global)
+	if maps.Equal(former.Texts(), global.Texts()) {
+		return
+	}
+	m.mu.Lock()
+	overdue := m.armLocked(func(*entry) bool { return true })
+	m.mu.Unlock()
+	m.log.Info("global options changed", "overdue", overdue)
+}
+
 // begins counts a keeper as at work, until its wg.Done, unless the Manager has
 // been closed.
 func (m *Manager) begins() bool {
@@ -191,10 +218,14 @@ func (m *Manager) commit(c Change) error {
 	return m.store.Commit(c)
 }
 
-// options are those in force for a pool. Conflicts are probed for where its
-// servers are asked by broadcast, unless something else is said.
-func (m *Manager) options(p Pool) Options {
-	o := p.Options.Or(m.defaults)
+// options are those in force for a pool.
+func (m *Manager) options(p Pool) Options { return p.under(*m.global.Load()) }
+
+// under are the options in force for a pool, under global ones. Conflicts are
+// probed for where its servers are asked by broadcast, unless something else is
+// said.
+func (p Pool) under(global Options) Options {
+	o := p.Options.Or(global)
 	o.ConflictInterface = cmp.Or(p.Options.ConflictInterface, p.Options.Interface, o.ConflictInterface, o.Interface)
 	return o
 }
@@ -237,6 +268,7 @@ func (m *Manager) dropLocked(p *pool, e *entry) {
 }
 
 func (e *entry) stopLocked() {
+	e.due = time.Time{}
 	if e.timer != nil {
 		e.timer.Stop()
 	}

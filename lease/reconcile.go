@@ -617,6 +617,8 @@ func (r *reconciliation) enter(p *pool, l, stale Lease) error {
 		at = now.Add(startOver + time.Duration(r.unconfirmed)*overdueSpacing)
 		r.unconfirmed++
 		r.results.Unlock()
+	} else {
+		r.renewed = time.Now()
 	}
 	r.scheduleLocked(p, e, at)
 	return nil

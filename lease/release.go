@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Release takes an address from an endpoint that has gone. The server gets it
@@ -125,11 +126,7 @@ func (m *Manager) Leases() []Held {
 	var all []Held
 	for _, p := range m.pools {
 		for _, e := range p.byMAC {
-			state := e.lease.State(now).String()
-			if m.waitsLocked(e.lease) {
-				state = Waiting
-			}
-			all = append(all, Held{Lease: e.lease, Subnet: p.Subnet, State: state})
+			all = append(all, Held{Lease: e.lease, Subnet: p.Subnet, State: m.stateLocked(e.lease, now)})
 		}
 	}
 	for _, r := range m.bindings.pending {
@@ -143,6 +140,14 @@ func (m *Manager) Leases() []Held {
 		return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Pool, b.Pool), bytes.Compare(a.MAC[:], b.MAC[:]))
 	})
 	return all
+}
+
+// stateLocked is a lease's Held.State.
+func (m *Manager) stateLocked(l Lease, now time.Time) string {
+	if m.waitsLocked(l) {
+		return Waiting
+	}
+	return l.State(now).String()
 }
 
 // ErrNoLease: an operator named a lease that isn't there.

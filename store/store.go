@@ -4,6 +4,7 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -69,6 +70,7 @@ type DB struct {
 
 	// writer is held by the one caller who commits. It comes before mu.
 	writer sync.Mutex
+	turn   lease.Pulse[struct{}]
 	// mu guards queue: the changes that no commit has taken up yet.
 	mu    sync.Mutex
 	queue []*change
@@ -78,11 +80,15 @@ var _ lease.Store = (*DB)(nil)
 
 // Open opens the database in a folder, making both where they are missing,
 // with modes 0700 and 0600. Close ends it. An older schema is brought up to
-// date. A file that is locked, damaged or of a newer schema is an error and
-// stays as it is.
+// date. A file that is locked, damaged, of a newer schema or not this user's is
+// an error and stays as it is.
 func Open(folder string) (*DB, error) {
-	if err := os.MkdirAll(folder, 0o700); err != nil {
-		return nil, fmt.Errorf("make data folder: %w", err)
+	folder, err := filepath.Abs(folder)
+	if err == nil {
+		err = os.MkdirAll(folder, 0o700)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("make data folder: %w", explainRights(folder, folder, err))
 	}
 	path := filepath.Join(folder, File)
 	b, err := openFile(path)
@@ -144,7 +150,7 @@ func explain(path string, err error) error {
 	case errors.Is(err, errDamaged), errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrChecksum), errors.Is(err, bolterrors.ErrVersionMismatch):
 		return fmt.Errorf("open database %s: not usable (left as it is): %w: restore it from a backup, or move it away: networks are then taken up again by their IDs, and the leases end at the server", path, err)
 	}
-	return fmt.Errorf("open database %s: %w", path, err)
+	return fmt.Errorf("open database %s: %w", path, explainRights(filepath.Dir(path), path, err))
 }
 
 // schemaOf is a database's schema. An empty one is new, or its first start was
@@ -228,6 +234,19 @@ func (db *DB) Load() (saved lease.Saved, err error) {
 	})
 	err = g.Wait()
 	return saved, err
+}
+
+// Alive implements lease.Store: it waits for its turn to write.
+func (db *DB) Alive(ctx context.Context) error {
+	_, err := db.turn.Ask(ctx, func() (none struct{}) {
+		db.writer.Lock()
+		defer db.writer.Unlock()
+		return none
+	})
+	if err != nil {
+		return fmt.Errorf("write to database %s: %w: does its disk answer?", db.bolt.Path(), err)
+	}
+	return nil
 }
 
 // Commit implements lease.Store. It returns when the change is on disk. Whoever
