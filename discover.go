@@ -30,7 +30,7 @@ func discoverOptions(cmd *cli.Command) (lease.Options, error) {
 	case iface && !servers:
 		delete(texts, optionName(keyServers))
 	}
-	return globalOptions(texts)
+	return globalOptions(cmd, texts)
 }
 
 // discover asks the DHCP servers for offers and prints these. It takes no lease,
@@ -49,7 +49,7 @@ func discover(ctx context.Context, cmd *cli.Command, stdout, stderr io.Writer) (
 		return fmt.Errorf("--mac: %w", err)
 	}
 
-	client := dhcp.NewObserver(global, newLogger(stderr, slog.LevelWarn, cmd.Bool("debug")))
+	client := dhcp.NewObserver(global, newLogger(stderr, logText, level(cmd.Bool("debug"), slog.LevelWarn)))
 	defer func() { err = errors.Join(err, client.Close()) }()
 	probe, cancel := context.WithTimeout(ctx, lease.ProbeTime)
 	defer cancel()

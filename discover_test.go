@@ -52,7 +52,7 @@ func TestDiscoverOptions(t *testing.T) {
 				t.Setenv(key, value)
 			}
 			var got lease.Options
-			root := command(&bytes.Buffer{}, &bytes.Buffer{})
+			root := commandLine()
 			root.Command("discover").Action = func(_ context.Context, cmd *cli.Command) (err error) {
 				got, err = discoverOptions(cmd)
 				return err

@@ -4,8 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"io/fs"
-	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -94,7 +94,7 @@ func TestServeNeedsBothSockets(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = serve(t.Context(), s, slog.New(slog.DiscardHandler))
+	err = newDaemon(s, io.Discard).run(t.Context(), s)
 	if err == nil || !strings.Contains(err.Error(), s.second()) || !strings.Contains(err.Error(), "another process") {
 		t.Errorf("beside another process: %v", err)
 	}

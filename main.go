@@ -8,35 +8,36 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
-	"net"
 	"os"
 	"os/signal"
-	"regexp"
 	"runtime/debug"
 	"slices"
-	"strings"
 	"syscall"
 	"text/tabwriter"
 	"time"
 
 	"github.com/urfave/cli/v3"
-	"golang.org/x/sync/errgroup"
 
-	"github.com/talkingdata/oam-docker-ipam/arp"
 	"github.com/talkingdata/oam-docker-ipam/conf"
-	"github.com/talkingdata/oam-docker-ipam/dhcp"
 	"github.com/talkingdata/oam-docker-ipam/engine"
-	"github.com/talkingdata/oam-docker-ipam/host"
 	"github.com/talkingdata/oam-docker-ipam/lease"
 	"github.com/talkingdata/oam-docker-ipam/server"
-	"github.com/talkingdata/oam-docker-ipam/store"
+	"github.com/talkingdata/oam-docker-ipam/systemd"
 )
 
-// version is set by the build.
-var version = "3.0.0-dev"
+// version and revision, the source's commit, are set by the build.
+var (
+	version  = "3.0.0-dev"
+	revision string
+)
 
 func main() { os.Exit(run(os.Args, os.Stdout, os.Stderr)) }
+
+// Exit statuses beside 0.
+const (
+	statusFailed  = 1
+	statusDiffers = 2 // a reconcile found something
+)
 
 // run is the whole program and returns its exit status.
 func run(args []string, stdout, stderr io.Writer) int {
@@ -45,56 +46,57 @@ func run(args []string, stdout, stderr io.Writer) int {
 	defer stop()
 	context.AfterFunc(ctx, stop)
 
-	err := command(stdout, stderr).Run(ctx, args)
+	passed, err := systemd.Sockets()
+	if err == nil {
+		err = command(stdout, stderr, func(ctx context.Context, s settings) error {
+			d := newDaemon(s, stderr)
+			d.passed.Store(&passed)
+			d.reread = func() (settings, error) { return reread(args) }
+			err := d.serve(ctx, s)
+			if d.passed.Swap(nil) == nil {
+				passed = nil // served
+			}
+			return err
+		}).Run(ctx, args)
+	}
+	if err == nil {
+		return 0
+	}
 	if errors.Is(err, errDiffers) {
-		return 2
+		return statusDiffers
 	}
-	if err != nil {
-		fmt.Fprintln(stderr, "oam-docker-ipam:", err)
-		return 1
+	complain(stderr, err)
+	if len(passed) > 0 {
+		// Else whoever waits at the sockets would wait until this is mended.
+		server.Refuse(ctx, passed, err, refusalTime)
 	}
-	return 0
+	return statusFailed
 }
 
-// Keys of the settings, in the configuration file and the environment.
-const (
-	keyDebug      = "IPAM_DEBUG"
-	keyServers    = "DHCP_SERVER"
-	keyInterface  = "DHCP_INTERFACE"
-	keyListenAddr = "LISTEN_ADDR"
-	keyListenPort = "LISTEN_PORT"
-	keyDriverName = "DRIVER_NAME"
-	keySocket     = "PLUGIN_SOCKET"
-	keyDataDir    = "DATA_DIR"
-	keyTimeout    = "DHCP_TIMEOUT"
-	keyDocker     = "DOCKER"
+// refusalTime is how long a daemon that doesn't start answers those who wait.
+const refusalTime = 2 * time.Second
 
-	keyClientID          = "CLIENT_ID"
-	keyReleaseDelay      = "RELEASE_DELAY"
-	keyOnLeaseLost       = "ON_LEASE_LOST"
-	keyConflictCheck     = "CONFLICT_CHECK"
-	keyConflictInterface = "CONFLICT_INTERFACE"
-)
-
-// optionKeys are those that a network may set for itself, as --ipam-opt in lower
-// case.
-var optionKeys = []string{
-	keyServers, keyInterface, keyListenAddr, keyListenPort,
-	keyClientID, keyReleaseDelay, keyOnLeaseLost, keyConflictCheck, keyConflictInterface,
+// complain prints what went wrong; the journal learns that it is an error, see
+// sd-daemon(3).
+func complain(stderr io.Writer, err error) {
+	var level string
+	if file, _ := stderr.(*os.File); file != nil && systemd.JournalConnected(file) {
+		level = "<3>"
+	}
+	fmt.Fprintf(stderr, "%soam-docker-ipam: %v\n", level, err)
 }
 
-// flagName is a key as a flag.
-func flagName(key string) string { return strings.ReplaceAll(strings.ToLower(key), "_", "-") }
+// reread reads the settings of a command line again. Not in the context of the
+// command that runs: its flags would be looked up before the new one's.
+func reread(args []string) (fresh settings, err error) {
+	err = command(io.Discard, io.Discard, func(_ context.Context, s settings) error { fresh = s; return nil }).Run(context.Background(), args)
+	return fresh, err
+}
 
-// optionName is a key as an option of a network.
-func optionName(key string) string { return strings.ToLower(key) }
-
-func command(stdout, stderr io.Writer) *cli.Command {
+// command is the command line. Its server command reads and checks the settings
+// and leaves the rest to serve.
+func command(stdout, stderr io.Writer, serve func(context.Context, settings) error) *cli.Command {
 	var file conf.File
-	// A flag beats the environment, which beats the file.
-	sources := func(key string) cli.ValueSourceChain {
-		return cli.NewValueSourceChain(variable(key), file.Key(key))
-	}
 	// Errors go through run, each once and without the usage text.
 	usageError := func(_ context.Context, _ *cli.Command, err error, _ bool) error {
 		return fmt.Errorf("%w: see oam-docker-ipam --help", err)
@@ -115,21 +117,22 @@ func command(stdout, stderr io.Writer) *cli.Command {
 			// First, since the others' values may come from it; and before the
 			// command only, since they are read before a command's flags are.
 			&cli.StringFlag{Name: "config", Local: true, Destination: &file.Name, Usage: "configuration `FILE` (default: " + conf.Path + " if it exists)"},
-			&cli.BoolFlag{Name: "debug", Sources: sources(keyDebug), Usage: "log every packet and call"},
-			&typedFlag{StringFlag: &cli.StringFlag{Name: "dhcp-server", Sources: sources(keyServers), Usage: "DHCP servers: IPv4 `ADDRESSES` or names, comma-separated, with optional :port"}},
-			&typedFlag{StringFlag: &cli.StringFlag{Name: "dhcp-interface", Aliases: []string{"interface"}, Sources: sources(keyInterface), Usage: "`INTERFACE` on whose LAN DHCP servers are asked by broadcast, instead of dhcp-server"}},
-			&cli.StringFlag{Name: "listen-addr", Sources: sources(keyListenAddr), Value: "0.0.0.0", Usage: "relay `ADDRESS` (giaddr); 0.0.0.0: the one this host's routing chooses towards each server"},
-			&cli.StringFlag{Name: "listen-port", Sources: sources(keyListenPort), Value: defaults["listen_port"], Usage: "UDP `PORT` of the relay address; another than 67 for servers that know RFC 8357 only"},
-			&cli.StringFlag{Name: "driver-name", Sources: sources(keyDriverName), Value: "talkingdata", Usage: "`NAME` for --ipam-driver"},
-			&cli.StringFlag{Name: "socket", Sources: sources(keySocket), Usage: "Docker's plugin `SOCKET` (default: /run/docker/plugins/NAME.sock)"},
-			&cli.StringFlag{Name: "data-dir", Sources: sources(keyDataDir), Value: "/var/lib/oam-docker-ipam", Usage: "`FOLDER` of the database"},
-			&cli.StringFlag{Name: "client-id", Sources: sources(keyClientID), Value: defaults["client_id"], Usage: "what identifies a container to the DHCP servers: auto, mac or name; auto is its name where the engine tells it"},
-			&cli.StringFlag{Name: "release-delay", Sources: sources(keyReleaseDelay), Value: defaults["release_delay"], Usage: "`TIME` in which a container may come back to its address, where its name identifies it"},
-			&cli.StringFlag{Name: "on-lease-lost", Sources: sources(keyOnLeaseLost), Value: defaults["on_lease_lost"], Usage: "what to do with the container of a lost lease: keep, stop or restart"},
-			&cli.StringFlag{Name: "conflict-check", Sources: sources(keyConflictCheck), Value: defaults["conflict_check"], Usage: "probe addresses by ARP before they are handed out: off, on (200 ms), a `TIME`, or rfc"},
-			&cli.StringFlag{Name: "conflict-interface", Sources: sources(keyConflictInterface), Usage: "`INTERFACE` to probe on, where a network names none"},
-			&cli.StringFlag{Name: "docker", Sources: sources(keyDocker), Value: "unix:///var/run/docker.sock", Usage: "`ADDRESS` of the engine's API, for reconcile and for on-lease-lost stop and restart"},
-			&cli.DurationFlag{Name: "dhcp-timeout", Sources: sources(keyTimeout), Value: 30 * time.Second, Usage: "longest `TIME` that one address request may take, but a new VLAN's first"},
+			ofKey(&file, keyDebug, &cli.BoolFlag{Name: "debug", Usage: "log every packet and call"}),
+			ofKey(&file, keyServers, &cli.StringFlag{Name: "dhcp-server", Usage: "DHCP servers: IPv4 `ADDRESSES` or names, comma-separated, with optional :port"}),
+			ofKey(&file, keyInterface, &cli.StringFlag{Name: "dhcp-interface", Aliases: []string{"interface"}, Usage: "`INTERFACE` on whose LAN DHCP servers are asked by broadcast, instead of dhcp-server"}),
+			ofKey(&file, keyListenAddr, &cli.StringFlag{Name: "listen-addr", Value: "0.0.0.0", Usage: "relay `ADDRESS` (giaddr); 0.0.0.0: the one this host's routing chooses towards each server"}),
+			ofKey(&file, keyListenPort, &cli.StringFlag{Name: "listen-port", Value: defaults["listen_port"], Usage: "UDP `PORT` of the relay address; another than 67 for servers that know RFC 8357 only"}),
+			ofKey(&file, keyDriverName, &cli.StringFlag{Name: "driver-name", Value: "talkingdata", Usage: "`NAME` for --ipam-driver"}),
+			ofKey(&file, keySocket, &cli.StringFlag{Name: "socket", Usage: "Docker's plugin `SOCKET` (default: /run/docker/plugins/NAME.sock)"}),
+			ofKey(&file, keyDataDir, &cli.StringFlag{Name: "data-dir", Value: "/var/lib/oam-docker-ipam", Usage: "`FOLDER` of the database"}),
+			ofKey(&file, keyClientID, &cli.StringFlag{Name: "client-id", Value: defaults["client_id"], Usage: "what identifies a container to the DHCP servers: auto, mac or name; auto is its name where the engine tells it"}),
+			ofKey(&file, keyReleaseDelay, &cli.StringFlag{Name: "release-delay", Value: defaults["release_delay"], Usage: "`TIME` in which a container may come back to its address, where its name identifies it"}),
+			ofKey(&file, keyOnLeaseLost, &cli.StringFlag{Name: "on-lease-lost", Value: defaults["on_lease_lost"], Usage: "what to do with the container of a lost lease: keep, stop or restart"}),
+			ofKey(&file, keyConflictCheck, &cli.StringFlag{Name: "conflict-check", Value: defaults["conflict_check"], Usage: "probe addresses by ARP before they are handed out: off, on (200 ms), a `TIME`, or rfc"}),
+			ofKey(&file, keyConflictInterface, &cli.StringFlag{Name: "conflict-interface", Usage: "`INTERFACE` to probe on, where a network names none"}),
+			ofKey(&file, keyDocker, &cli.StringFlag{Name: "docker", Value: "unix:///var/run/docker.sock", Usage: "`ADDRESS` of the engine's API, for reconcile and for on-lease-lost stop and restart"}),
+			ofKey(&file, keyLogFormat, &cli.StringFlag{Name: "log-format", Value: string(logAuto), Usage: "how the log is written: text, json or auto, which is journald's own format where it goes there and text elsewhere"}),
+			ofKey(&file, keyTimeout, &cli.DurationFlag{Name: "dhcp-timeout", Value: 30 * time.Second, Usage: "longest `TIME` that one address request may take, but a new VLAN's first"}),
 		},
 		Commands: []*cli.Command{
 			{
@@ -139,11 +142,7 @@ func command(stdout, stderr io.Writer) *cli.Command {
 					if err != nil {
 						return err
 					}
-					log := newLogger(stderr, slog.LevelInfo, s.debug)
-					for _, key := range file.Unknown(knownKeys(cmd.Root())) {
-						log.Warn("unknown key in the configuration file", "key", key)
-					}
-					return serve(ctx, s, log)
+					return serve(ctx, s)
 				},
 			},
 			{
@@ -215,6 +214,16 @@ func command(stdout, stderr io.Writer) *cli.Command {
 				},
 			},
 			{
+				Name: "config", Usage: "print every setting and where it came from",
+				Flags: []cli.Flag{
+					asJSON,
+					&cli.BoolFlag{Name: "check", Usage: "print nothing, only tell what is wrong"},
+				},
+				Action: func(ctx context.Context, cmd *cli.Command) error {
+					return config(ctx, cmd, &file, stdout, stderr)
+				},
+			},
+			{
 				Name: "version", Usage: "print the version",
 				Flags: []cli.Flag{asJSON},
 				Action: func(_ context.Context, cmd *cli.Command) error {
@@ -250,52 +259,11 @@ func noArguments(_ context.Context, cmd *cli.Command) error {
 	return nil
 }
 
-// variable is an environment variable as a source of a flag's value
-// (cli.ValueSource). As in the file, an empty one counts as not set: systemd
-// makes such variables of a file's empty values.
-type variable string
-
-// Lookup returns the variable's value.
-func (v variable) Lookup() (string, bool) {
-	value := os.Getenv(string(v))
-	return value, value != ""
-}
-
-// String names the source in error messages.
-func (v variable) String() string { return "environment variable " + string(v) }
-
-// GoString is String, as cli.ValueSource asks for it.
-func (v variable) GoString() string { return v.String() }
-
-// IsFromEnv makes the help text name the variable (cli.EnvValueSource).
-func (v variable) IsFromEnv() bool { return true }
-
-// Key is the variable's name.
-func (v variable) Key() string { return string(v) }
-
-// typedFlag is a flag that knows whether its value was typed on the command
-// line: the values of its sources don't come through Set.
-type typedFlag struct {
-	*cli.StringFlag
-	typed bool
-}
-
-// Set takes a value from the command line (cli.Flag).
-func (f *typedFlag) Set(name, value string) error {
-	f.typed = true
-	return f.StringFlag.Set(name, value)
-}
-
-// typed reports whether the flag of a key was typed.
-func typed(cmd *cli.Command, key string) bool {
-	return slices.ContainsFunc(cmd.Root().Flags, func(flag cli.Flag) bool {
-		f, ok := flag.(*typedFlag)
-		return ok && f.typed && f.Name == flagName(key)
-	})
-}
-
 // commit is the source's commit, as far as the build knows it.
 func commit() string {
+	if revision != "" {
+		return revision
+	}
 	info, _ := debug.ReadBuildInfo()
 	if info != nil {
 		for _, s := range info.Settings {
@@ -305,174 +273,6 @@ func commit() string {
 		}
 	}
 	return "unknown"
-}
-
-// knownKeys are the keys that some flag reads from the environment.
-func knownKeys(root *cli.Command) []string {
-	var keys []string
-	for _, flag := range root.Flags {
-		if documented, ok := flag.(cli.DocGenerationFlag); ok {
-			keys = append(keys, documented.GetEnvVars()...)
-		}
-	}
-	return keys
-}
-
-// settings are the daemon's, checked.
-type settings struct {
-	debug   bool
-	global  lease.Options
-	driver  string
-	socket  string
-	dataDir string
-	docker  string
-	timeout time.Duration
-}
-
-// driverNames are those that make a file name and that Docker takes.
-var driverNames = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)
-
-func readSettings(cmd *cli.Command, file *conf.File) (settings, error) {
-	if err := file.Err(); err != nil {
-		return settings{}, err
-	}
-	s := settings{
-		debug: cmd.Bool("debug"), driver: cmd.String("driver-name"), socket: socket(cmd),
-		dataDir: cmd.String("data-dir"), docker: cmd.String("docker"), timeout: cmd.Duration("dhcp-timeout"),
-	}
-	var err error
-	s.global, err = globalOptions(optionTexts(cmd))
-	switch {
-	case err != nil:
-		return settings{}, err
-	case s.dataDir == "":
-		return settings{}, fmt.Errorf("configuration: %s is empty: want a folder", keyDataDir)
-	case !driverNames.MatchString(s.driver):
-		return settings{}, fmt.Errorf("configuration: %s=%q: want letters, digits, dots, hyphens and underscores", keyDriverName, s.driver)
-	case s.timeout <= 0:
-		return settings{}, fmt.Errorf("configuration: %s=%s: want a time above zero such as 30s", keyTimeout, s.timeout)
-	}
-	return s, nil
-}
-
-// optionTexts are the settings that a network may set too, by its names for
-// them.
-func optionTexts(cmd *cli.Command) map[string]string {
-	texts := map[string]string{}
-	for _, key := range optionKeys {
-		texts[optionName(key)] = cmd.String(flagName(key))
-	}
-	return texts
-}
-
-// globalOptions are those that apply where a network has none.
-func globalOptions(texts map[string]string) (lease.Options, error) {
-	servers, iface := texts[optionName(keyServers)], texts[optionName(keyInterface)]
-	if servers != "" && iface != "" {
-		return lease.Options{}, fmt.Errorf("configuration: %s=%s and %s=%s exclude each other: the servers are asked as a relay agent or by broadcast; take one out of the configuration file, the environment or the command line (single networks may have --ipam-opt %s= or %s=)",
-			keyServers, servers, keyInterface, iface, optionName(keyServers), optionName(keyInterface))
-	}
-	options, err := lease.ParseOptions(texts)
-	if err != nil {
-		return lease.Options{}, fmt.Errorf("configuration: %w", err)
-	}
-	return options, nil
-}
-
-// socket is the path of the plugin socket, all of the settings that operator
-// commands need.
-func socket(cmd *cli.Command) string {
-	if path := cmd.String("socket"); path != "" {
-		return path
-	}
-	return "/run/docker/plugins/" + cmd.String("driver-name") + ".sock"
-}
-
-// socketOf is the path of a driver's socket: Docker knows a driver by its file's
-// name.
-func (s settings) socketOf(d lease.Driver) string {
-	path, cut := strings.CutSuffix(s.socket, ".sock")
-	path += strings.TrimPrefix(d.Name, s.driver)
-	if cut {
-		path += ".sock"
-	}
-	return path
-}
-
-// newLogger logs what is at least of a level, or all of it.
-func newLogger(w io.Writer, level slog.Level, debug bool) *slog.Logger {
-	if debug {
-		level = slog.LevelDebug
-	}
-	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level}))
-}
-
-// serve runs the daemon until ctx ends. It stops in the reverse order of its
-// start and releases nothing: containers outlive it.
-func serve(ctx context.Context, s settings, log *slog.Logger) (err error) {
-	db, err := store.Open(s.dataDir)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, db.Close()) }()
-
-	client := dhcp.NewClient(s.global, log)
-	defer func() { err = errors.Join(err, client.Close()) }()
-	if err := client.Open(); err != nil {
-		return err
-	}
-
-	drivers := lease.Drivers(s.driver)
-	docker, err := engine.New(s.docker, drivers...)
-	if err != nil {
-		return err
-	}
-	manager, err := lease.NewManager(db, client, lease.Config{
-		Timeout: s.timeout, Global: s.global, Machine: host.New(), Prober: arp.NewProber(), Engine: docker, Log: log,
-	})
-	if err != nil {
-		return err
-	}
-	defer manager.Close()
-	if os.Getenv("GOGC") == "" {
-		// From here on the heap is leases that stay, and requests wait for the
-		// network and the disk. At the default of 100, half of the memory would
-		// be garbage; while they were loaded, that saved time.
-		debug.SetGCPercent(50)
-	}
-
-	listeners, err := listen(s, drivers)
-	if err != nil {
-		return err
-	}
-	log.Info("serving", "version", version, "driver", s.driver, "socket", s.socket, "data", s.dataDir)
-	// What is in hand ends by itself within the time of one request and its
-	// commit.
-	grace := max(s.timeout, lease.FirstWait) + 10*time.Second
-	group, ctx := errgroup.WithContext(ctx)
-	for i, d := range drivers {
-		group.Go(func() error { return server.Serve(ctx, listeners[i], server.New(manager, d, log), grace, log) })
-	}
-	if err := group.Wait(); err != nil {
-		return err
-	}
-	log.Info("stopped: leases are kept", "packets dropped", client.Drops().Counts())
-	return nil
-}
-
-// listen makes the sockets of all drivers, or none.
-func listen(s settings, drivers []lease.Driver) (listeners []net.Listener, err error) {
-	for _, d := range drivers {
-		l, err := server.Listen(s.socketOf(d))
-		if err != nil {
-			for _, made := range listeners {
-				err = errors.Join(err, made.Close())
-			}
-			return nil, err
-		}
-		listeners = append(listeners, l)
-	}
-	return listeners, nil
 }
 
 // errDiffers: a reconcile found something.

@@ -6,7 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"log/slog"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -24,9 +24,9 @@ import (
 	"github.com/talkingdata/oam-docker-ipam/store"
 )
 
-// setting is one row of the configuration table: a flag is its key in lower
+// row is one of the configuration table: a flag is its key in lower
 // case with dashes.
-type setting struct {
+type row struct {
 	key, flag, byDefault string
 	// Values for the file, the environment and the flag, and what the
 	// settings then say.
@@ -42,7 +42,7 @@ func option(name string) func(settings) string {
 // examples are the values that ship without being the default: there is none.
 var examples = map[string]string{"DHCP_SERVER": "192.0.2.1", "DHCP_INTERFACE": "eth0", "CONFLICT_INTERFACE": "eth0"}
 
-var table = []setting{
+var table = []row{
 	{"IPAM_DEBUG", "debug", "false", [3]string{"true", "false", "true"}, func(s settings) string { return fmt.Sprint(s.debug) }},
 	{"DHCP_SERVER", "dhcp-server", "", [3]string{"192.0.2.1", "dhcp.example.org,192.0.2.2:1067", "192.0.2.3"}, option("dhcp_server")},
 	{"DHCP_INTERFACE", "dhcp-interface", "", [3]string{"eth1", "eth2.10", "br-lan"}, option("dhcp_interface")},
@@ -57,6 +57,7 @@ var table = []setting{
 	{"CONFLICT_CHECK", "conflict-check", "off", [3]string{"on", "rfc", "1s"}, option("conflict_check")},
 	{"CONFLICT_INTERFACE", "conflict-interface", "", [3]string{"eth1", "eth2", "eth3"}, option("conflict_interface")},
 	{"DOCKER", "docker", "unix:///var/run/docker.sock", [3]string{"unix:///a", "unix:///b", "unix:///c"}, func(s settings) string { return s.docker }},
+	{"LOG_FORMAT", "log-format", "auto", [3]string{"text", "json", "auto"}, func(s settings) string { return string(s.logFormat) }},
 	{"DHCP_TIMEOUT", "dhcp-timeout", "30s", [3]string{"10s", "1m0s", "1.5s"}, func(s settings) string { return s.timeout.String() }},
 }
 
@@ -89,14 +90,14 @@ func settingsOf(t *testing.T, file string, flags ...string) (settings, error) {
 		file = configFile(t, "")
 	}
 	var got settings
-	root := command(&bytes.Buffer{}, &bytes.Buffer{})
-	root.Command("server").Action = func(_ context.Context, cmd *cli.Command) (err error) {
-		got, err = readSettings(cmd, &conf.File{Name: file})
-		return err
-	}
-	args := slices.Concat([]string{"oam-docker-ipam", "--config", file}, flags, []string{"server"})
-	err := root.Run(t.Context(), args)
+	root := command(io.Discard, io.Discard, func(_ context.Context, s settings) error { got = s; return nil })
+	err := root.Run(t.Context(), slices.Concat([]string{"oam-docker-ipam", "--config", file}, flags, []string{"server"}))
 	return got, err
+}
+
+// commandLine is one whose server doesn't serve.
+func commandLine() *cli.Command {
+	return command(io.Discard, io.Discard, func(context.Context, settings) error { return nil })
 }
 
 func TestDefaults(t *testing.T) {
@@ -147,7 +148,7 @@ func TestPrecedence(t *testing.T) {
 // Every key has a row, and a flag of the same name but for those that users
 // know by another one.
 func TestTableIsComplete(t *testing.T) {
-	root := command(&bytes.Buffer{}, &bytes.Buffer{})
+	root := commandLine()
 	known := knownKeys(root)
 	var want []string
 	for _, row := range table {
@@ -201,7 +202,7 @@ func TestReadmeTables(t *testing.T) {
 		t.Errorf("options are\n%q, want\n%q", got, lease.OptionNames())
 	}
 	var commands []string
-	for _, c := range command(&bytes.Buffer{}, &bytes.Buffer{}).Commands {
+	for _, c := range commandLine().Commands {
 		commands = append(commands, c.Name)
 	}
 	slices.Sort(commands)
@@ -218,7 +219,7 @@ func TestShippedFile(t *testing.T) {
 	for _, m := range assigned.FindAllStringSubmatch(conf.Shipped, -1) {
 		key, value := m[2], m[3]
 		keys = append(keys, key)
-		i := slices.IndexFunc(table, func(row setting) bool { return row.key == key })
+		i := slices.IndexFunc(table, func(row row) bool { return row.key == key })
 		if i < 0 {
 			t.Errorf("%s is no key", key)
 			continue
@@ -342,6 +343,14 @@ func TestBadValues(t *testing.T) {
 		{name: "driver with dots", file: "DRIVER_NAME=../x", want: []string{"DRIVER_NAME", "../x"}},
 		{name: "empty driver", args: []string{"--config", good, "--driver-name=", "server"}, want: []string{"DRIVER_NAME"}},
 		{name: "empty data folder", args: []string{"--config", good, "--data-dir=", "server"}, want: []string{"DATA_DIR"}},
+		{name: "log format", file: "LOG_FORMAT=xml", want: []string{".conf:1: LOG_FORMAT=\"xml\"", "auto, text or json"}},
+		{name: "where in the file", file: "# x\nLISTEN_PORT=1\nRELEASE_DELAY=soon\n", want: []string{".conf:3: option release_delay=\"soon\""}},
+		{name: "where in the environment", env: "CLIENT_ID=x", want: []string{"environment variable CLIENT_ID: option client_id"}},
+		{name: "where on the command line", args: []string{"--config", good, "--client-id=x", "server"}, want: []string{"flag --client-id: option client_id"}},
+		{name: "time without unit, where", file: "\nDHCP_TIMEOUT=30", want: []string{".conf:2"}},
+		{name: "config, wrong file", args: []string{"--config", "/nonexistent.conf", "config"}, want: []string{"/nonexistent.conf"}},
+		{name: "time without unit, config", args: []string{"--config", good, "--dhcp-timeout=30", "config"}, want: []string{"dhcp-timeout"}},
+		{name: "config --check", args: []string{"--config", good, "--listen-addr=x", "config", "--check"}, want: []string{"flag --listen-addr: option listen_addr=\"x\""}},
 		{name: "time without unit", file: "DHCP_TIMEOUT=30", want: []string{"DHCP_TIMEOUT", `"30"`}},
 		{name: "time zero", file: "DHCP_TIMEOUT=0s", want: []string{"DHCP_TIMEOUT", "0s"}},
 		{name: "time negative", env: "DHCP_TIMEOUT=-1s", want: []string{"DHCP_TIMEOUT", "-1s"}},
@@ -407,7 +416,7 @@ func TestHelp(t *testing.T) {
 				t.Errorf("%q doesn't tell of --%s and %s", args, row.flag, row.key)
 			}
 		}
-		for _, name := range []string{"server", "leases", "release", "reconcile", "discover", "version", "--config"} {
+		for _, name := range []string{"server", "leases", "release", "reconcile", "discover", "config", "version", "--config"} {
 			if !strings.Contains(got.stdout, name) {
 				t.Errorf("%q doesn't tell of %s", args, name)
 			}
@@ -511,7 +520,7 @@ func startServe(t *testing.T, s settings) (stop func() error) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	up := &waiter{text: "msg=serving", seen: make(chan bool)}
-	go func() { ended <- serve(ctx, s, slog.New(slog.NewTextHandler(up, nil))) }()
+	go func() { ended <- newDaemon(s, up).run(ctx, s) }()
 	select {
 	case <-up.seen:
 	case err := <-ended:
@@ -558,12 +567,12 @@ func TestServe(t *testing.T) {
 
 	second := s
 	second.socket += "2"
-	if err := serve(t.Context(), second, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), s.dataDir) {
+	if err := newDaemon(second, io.Discard).run(t.Context(), second); err == nil || !strings.Contains(err.Error(), s.dataDir) {
 		t.Errorf("a second daemon on the same data: %v", err)
 	}
 	second = home(t)
 	second.socket = s.socket
-	if err := serve(t.Context(), second, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), s.socket) {
+	if err := newDaemon(second, io.Discard).run(t.Context(), second); err == nil || !strings.Contains(err.Error(), s.socket) {
 		t.Errorf("a second daemon on the same socket: %v", err)
 	}
 
@@ -603,7 +612,8 @@ func TestProgramServes(t *testing.T) {
 	unknown := &waiter{text: "DHCP_SEVER", seen: make(chan bool)}
 	ended := make(chan error, 1)
 	go func() {
-		ended <- command(&bytes.Buffer{}, both{stderr, unknown}).Run(ctx, []string{"oam-docker-ipam", "--debug=true", "--config", file, "server"})
+		root := command(io.Discard, io.Discard, func(ctx context.Context, s settings) error { return newDaemon(s, both{stderr, unknown}).run(ctx, s) })
+		ended <- root.Run(ctx, []string{"oam-docker-ipam", "--debug=true", "--config", file, "server"})
 	}()
 	select {
 	case <-stderr.seen:

@@ -1,0 +1,324 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/urfave/cli/v3"
+
+	"github.com/talkingdata/oam-docker-ipam/conf"
+	"github.com/talkingdata/oam-docker-ipam/lease"
+	"github.com/talkingdata/oam-docker-ipam/server"
+)
+
+// Keys of the settings, in the configuration file and the environment.
+const (
+	keyDebug      = "IPAM_DEBUG"
+	keyServers    = "DHCP_SERVER"
+	keyInterface  = "DHCP_INTERFACE"
+	keyListenAddr = "LISTEN_ADDR"
+	keyListenPort = "LISTEN_PORT"
+	keyDriverName = "DRIVER_NAME"
+	keySocket     = "PLUGIN_SOCKET"
+	keyDataDir    = "DATA_DIR"
+	keyTimeout    = "DHCP_TIMEOUT"
+	keyDocker     = "DOCKER"
+	keyLogFormat  = "LOG_FORMAT"
+
+	keyClientID          = "CLIENT_ID"
+	keyReleaseDelay      = "RELEASE_DELAY"
+	keyOnLeaseLost       = "ON_LEASE_LOST"
+	keyConflictCheck     = "CONFLICT_CHECK"
+	keyConflictInterface = "CONFLICT_INTERFACE"
+)
+
+// optionKeys are those that a network may set for itself, as --ipam-opt in lower
+// case.
+var optionKeys = []string{
+	keyServers, keyInterface, keyListenAddr, keyListenPort,
+	keyClientID, keyReleaseDelay, keyOnLeaseLost, keyConflictCheck, keyConflictInterface,
+}
+
+// flagName is a key as a flag.
+func flagName(key string) string { return strings.ReplaceAll(strings.ToLower(key), "_", "-") }
+
+// optionName is a key as an option of a network.
+func optionName(key string) string { return strings.ToLower(key) }
+
+// keyed is a flag of a setting: a flag beats the environment, which beats the
+// file. T, C and V are those of cli.FlagBase.
+type keyed[T any, C any, V cli.ValueCreator[T, C]] struct {
+	*cli.FlagBase[T, C, V]
+	key string
+	// isTyped: its value is from the command line. The values of its sources
+	// don't come through Set.
+	isTyped bool
+}
+
+// ofKey makes a flag the one of a key.
+func ofKey[T any, C any, V cli.ValueCreator[T, C]](file *conf.File, key string, flag *cli.FlagBase[T, C, V]) cli.Flag {
+	flag.Sources = cli.NewValueSourceChain(variable(key), file.Key(key))
+	return &keyed[T, C, V]{FlagBase: flag, key: key}
+}
+
+// Set takes a value from the command line (cli.Flag).
+func (f *keyed[T, C, V]) Set(name, value string) error {
+	f.isTyped = true
+	return f.FlagBase.Set(name, value)
+}
+
+// typed reports whether the flag was.
+func (f *keyed[T, C, V]) typed() bool { return f.isTyped }
+
+// setting is the flag's value, and where it came from.
+func (f *keyed[T, C, V]) setting() server.Setting {
+	s := server.Setting{Key: f.key, Value: fmt.Sprint(f.Get()), Source: "default"}
+	_, source, found := f.Sources.LookupWithSource()
+	switch {
+	case f.isTyped:
+		s.Source = "flag --" + f.Name
+	case found:
+		s.Source = source.(interface{ Where() string }).Where()
+	}
+	return s
+}
+
+// settingFlag is what every keyed flag is, whatever its type.
+type settingFlag interface {
+	cli.Flag
+	typed() bool
+	setting() server.Setting
+}
+
+// settingFlags are the program's flags of settings, in their order.
+func settingFlags(root *cli.Command) (flags []settingFlag) {
+	for _, flag := range root.Flags {
+		if f, ok := flag.(settingFlag); ok {
+			flags = append(flags, f)
+		}
+	}
+	return flags
+}
+
+// typed reports whether the flag of a key was typed on the command line.
+func typed(cmd *cli.Command, key string) bool {
+	return slices.ContainsFunc(settingFlags(cmd.Root()), func(f settingFlag) bool { return f.setting().Key == key && f.typed() })
+}
+
+// knownKeys are those of all settings.
+func knownKeys(root *cli.Command) (keys []string) {
+	for _, f := range settingFlags(root) {
+		keys = append(keys, f.setting().Key)
+	}
+	return keys
+}
+
+// inForce lists every setting with its value and where that came from.
+func inForce(cmd *cli.Command) (settings []server.Setting) {
+	for _, f := range settingFlags(cmd.Root()) {
+		s := f.setting()
+		if s.Key == keySocket {
+			s.Value = socket(cmd)
+		}
+		settings = append(settings, s)
+	}
+	return settings
+}
+
+// variable is an environment variable as a source of a flag's value
+// (cli.ValueSource). As in the file, an empty one counts as not set: systemd
+// makes such variables of a file's empty values.
+type variable string
+
+// Lookup returns the variable's value.
+func (v variable) Lookup() (string, bool) {
+	value := os.Getenv(string(v))
+	return value, value != ""
+}
+
+// Where names the source.
+func (v variable) Where() string { return "environment variable " + string(v) }
+
+// String names the source in error messages.
+func (v variable) String() string { return v.Where() }
+
+// GoString is String, as cli.ValueSource asks for it.
+func (v variable) GoString() string { return v.String() }
+
+// IsFromEnv makes the help text name the variable (cli.EnvValueSource).
+func (v variable) IsFromEnv() bool { return true }
+
+// Key is the variable's name.
+func (v variable) Key() string { return string(v) }
+
+// settings are the daemon's, checked.
+type settings struct {
+	debug     bool
+	logFormat logFormat
+	global    lease.Options
+	driver    string
+	socket    string
+	dataDir   string
+	docker    string
+	timeout   time.Duration
+	// texts are all of them as their user wrote them, in the flags' order.
+	texts []server.Setting
+	// unknown are the keys of the configuration file that are no settings.
+	unknown []conf.Key
+}
+
+// driverNames are those that make a file name and that Docker takes.
+var driverNames = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)
+
+func readSettings(cmd *cli.Command, file *conf.File) (settings, error) {
+	if err := file.Err(); err != nil {
+		return settings{}, err
+	}
+	s := settings{
+		debug: cmd.Bool("debug"), logFormat: logFormat(cmd.String("log-format")), driver: cmd.String("driver-name"), socket: socket(cmd),
+		dataDir: cmd.String("data-dir"), docker: cmd.String("docker"), timeout: cmd.Duration("dhcp-timeout"),
+		texts: inForce(cmd), unknown: file.Unknown(knownKeys(cmd.Root())),
+	}
+	wrong := func(key, want string) error {
+		for _, text := range s.texts {
+			if text.Key == key {
+				return fmt.Errorf("configuration: %s: %s=%q: want %s", text.Source, key, text.Value, want)
+			}
+		}
+		panic("no setting " + key)
+	}
+	var err error
+	s.global, err = globalOptions(cmd, optionTexts(cmd))
+	switch {
+	case err != nil:
+		return settings{}, err
+	case s.dataDir == "":
+		return settings{}, wrong(keyDataDir, "a folder")
+	case !driverNames.MatchString(s.driver):
+		return settings{}, wrong(keyDriverName, "letters, digits, dots, hyphens and underscores")
+	case s.timeout <= 0:
+		return settings{}, wrong(keyTimeout, "a time above zero such as 30s")
+	case !slices.Contains(logFormats, s.logFormat):
+		return settings{}, wrong(keyLogFormat, "auto, text or json")
+	}
+	return s, nil
+}
+
+// optionTexts are the settings that a network may set too, by its names for
+// them.
+func optionTexts(cmd *cli.Command) map[string]string {
+	texts := map[string]string{}
+	for _, key := range optionKeys {
+		texts[optionName(key)] = cmd.String(flagName(key))
+	}
+	return texts
+}
+
+// globalOptions are those that apply where a network has none, by its names for
+// them.
+func globalOptions(cmd *cli.Command, texts map[string]string) (lease.Options, error) {
+	servers, iface := texts[optionName(keyServers)], texts[optionName(keyInterface)]
+	if servers != "" && iface != "" {
+		return lease.Options{}, fmt.Errorf("configuration: %s=%s and %s=%s exclude each other: the servers are asked as a relay agent or by broadcast; take one out of the configuration file, the environment or the command line (single networks may have --ipam-opt %s= or %s=)",
+			keyServers, servers, keyInterface, iface, optionName(keyServers), optionName(keyInterface))
+	}
+	// Each by itself, so that the error says where it is.
+	for _, s := range inForce(cmd) {
+		name := optionName(s.Key)
+		if _, err := lease.ParseOptions(map[string]string{name: texts[name]}); slices.Contains(optionKeys, s.Key) && err != nil {
+			return lease.Options{}, fmt.Errorf("configuration: %s: %w", s.Source, err)
+		}
+	}
+	return lease.ParseOptions(texts)
+}
+
+// socket is the path of the plugin socket, all of the settings that operator
+// commands need.
+func socket(cmd *cli.Command) string {
+	if path := cmd.String("socket"); path != "" {
+		return path
+	}
+	return "/run/docker/plugins/" + cmd.String("driver-name") + ".sock"
+}
+
+// socketOf is the path of a driver's socket: Docker knows a driver by its file's
+// name.
+func (s settings) socketOf(d lease.Driver) string {
+	path, cut := strings.CutSuffix(s.socket, ".sock")
+	path += strings.TrimPrefix(d.Name, s.driver)
+	if cut {
+		path += ".sock"
+	}
+	return path
+}
+
+// reloadable reports whether a reload brings a setting into force.
+func reloadable(key string) bool { return key == keyDebug || slices.Contains(optionKeys, key) }
+
+// differences are the settings of fresh that aren't as in old.
+func differences(old, fresh []server.Setting) (differ []server.Setting) {
+	values := map[string]string{}
+	for _, s := range old {
+		values[s.Key] = s.Value
+	}
+	for _, s := range fresh {
+		if values[s.Key] != s.Value {
+			differ = append(differ, s)
+		}
+	}
+	return differ
+}
+
+// askTime is how long the running daemon may take to tell its settings.
+const askTime = 2 * time.Second
+
+// config prints every setting and where it came from, or with --check nothing.
+// Where a daemon runs with others, standard error says so.
+func config(ctx context.Context, cmd *cli.Command, file *conf.File, stdout, stderr io.Writer) error {
+	s, err := readSettings(cmd, file)
+	if err != nil {
+		return err
+	}
+	for _, key := range s.unknown {
+		fmt.Fprintf(stderr, "oam-docker-ipam: %s: unknown key %s\n", key.Where(), key.Name())
+	}
+	switch {
+	case cmd.Bool("check"):
+		return nil
+	case cmd.Bool("json"):
+		err = printJSON(stdout, s.texts)
+	default:
+		t := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
+		fmt.Fprintln(t, "KEY\tVALUE\tFROM")
+		for _, text := range s.texts {
+			fmt.Fprintf(t, "%s\t%s\t%s\n", text.Key, text.Value, text.Source)
+		}
+		err = t.Flush()
+	}
+	bound, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	running, asked := server.Settings(bound, s.socket)
+	if asked != nil {
+		// No daemon has anything in force.
+		return err
+	}
+	for _, differs := range differences(s.texts, running) {
+		fmt.Fprintf(stderr, "oam-docker-ipam: the running daemon has %s=%s (%s)%s\n", differs.Key, differs.Value, differs.Source, remedy(differs.Key))
+	}
+	return err
+}
+
+// remedy is what brings a setting into force in a running daemon.
+func remedy(key string) string {
+	if reloadable(key) {
+		return ": systemctl reload oam-docker-ipam"
+	}
+	return ": systemctl restart oam-docker-ipam"
+}
