@@ -292,22 +292,5 @@ func (d *daemon) status() string {
 			servers = "servers on the LAN of " + s.Value
 		}
 	}
-	return servers + "; " + describeSummary(d.manager.Summary())
-}
-
-func describeSummary(s lease.Summary) string {
-	total := 0
-	var states []string
-	for _, state := range slices.Sorted(maps.Keys(s.Leases)) {
-		total += s.Leases[state]
-		states = append(states, fmt.Sprintf("%d %s", s.Leases[state], state))
-	}
-	text := fmt.Sprintf("%d leases", total)
-	if total > 0 {
-		text += ": " + strings.Join(states, ", ")
-	}
-	if s.Renewed.IsZero() {
-		return text
-	}
-	return text + "; last granted or renewed " + s.Renewed.Format(time.DateTime)
+	return servers + "; " + d.manager.Summary().String()
 }

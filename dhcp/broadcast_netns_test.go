@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"runtime"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -184,25 +183,19 @@ func TestBroadcastInterfaceMAC(t *testing.T) {
 	checkError(t, err, "interface eth0: no such network interface")
 }
 
-// Without CAP_NET_RAW the error says so. Only this thread goes without.
+// Without CAP_NET_RAW, or where systemd allows no packet sockets, the error says
+// what to do.
 func TestBroadcastNoPermission(t *testing.T) {
 	if !inNetns(t) {
 		return
 	}
 	cable(t, "eth0", "far0")
-	failed := make(chan error)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-		var caps [2]unix.CapUserData
-		err := unix.Capget(&header, &caps[0])
-		caps[0].Effective &^= 1 << unix.CAP_NET_RAW
-		if err = errors.Join(err, unix.Capset(&header, &caps[0])); err == nil {
-			_, err = openBroadcast(place{iface: "eth0"})
-		}
-		failed <- err
-	}()
-	checkError(t, <-failed, "interface eth0", "CAP_NET_RAW", "dhcp_server")
+	for _, without := range []func(*testing.T, func()){withoutNetRaw, withoutPackets} {
+		without(t, func() {
+			_, err := openBroadcast(lanPlace)
+			checkError(t, err, "interface eth0", "CAP_NET_RAW", "dhcp_server", "/usr/share/doc/oam-docker-ipam/broadcast.conf")
+		})
+	}
 }
 
 // What is read: what was sent to whomever, and nothing of a VLAN, whose tag 0 is

@@ -17,7 +17,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
+	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
 	"github.com/talkingdata/oam-docker-ipam/lease"
@@ -262,24 +264,59 @@ func TestPortTaken(t *testing.T) {
 // withoutNetRaw runs a function on a thread that may open no raw sockets.
 func withoutNetRaw(t *testing.T, f func()) {
 	t.Helper()
+	restricted(t, f, func() error {
+		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var caps [2]unix.CapUserData
+		if err := unix.Capget(&header, &caps[0]); err != nil {
+			return err
+		}
+		caps[0].Effective &^= 1 << unix.CAP_NET_RAW
+		return unix.Capset(&header, &caps[0])
+	})
+}
+
+// withoutPackets runs a function on a thread that may open no packet sockets, as
+// systemd's RestrictAddressFamilies= has it.
+func withoutPackets(t *testing.T, f func()) {
+	t.Helper()
+	filter, err := bpf.Assemble([]bpf.Instruction{
+		bpf.LoadAbsolute{Off: 0, Size: 4}, // the system call
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.SYS_SOCKET, SkipTrue: 3},
+		bpf.LoadAbsolute{Off: 16, Size: 4}, // its first argument
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.AF_PACKET, SkipTrue: 1},
+		bpf.RetConstant{Val: unix.SECCOMP_RET_ERRNO | uint32(unix.EAFNOSUPPORT)},
+		bpf.RetConstant{Val: unix.SECCOMP_RET_ALLOW},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	restricted(t, f, func() error {
+		if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+			return err
+		}
+		program := unix.SockFprog{Len: uint16(len(filter)), Filter: (*unix.SockFilter)(unsafe.Pointer(&filter[0]))}
+		_, _, failed := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&program)))
+		if failed != 0 {
+			return failed
+		}
+		return nil
+	})
+}
+
+// restricted runs a function on a thread that has given up some of its rights.
+func restricted(t *testing.T, f func(), giveUp func() error) {
+	t.Helper()
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-		var caps [2]unix.CapUserData
 		var err error
 		defer func() { done <- err }() // also when f ends the goroutine
-		err = unix.Capget(&header, &caps[0])
-		caps[0].Effective &^= 1 << unix.CAP_NET_RAW
-		if err == nil {
-			err = unix.Capset(&header, &caps[0])
-		}
-		if err == nil {
+		if err = giveUp(); err == nil {
 			f()
 		}
 	}()
 	if err := <-done; err != nil {
-		t.Fatalf("drop CAP_NET_RAW: %v", err)
+		t.Fatalf("give up rights: %v", err)
 	}
 }
 
@@ -297,7 +334,7 @@ func TestPortTakenWithoutNetRaw(t *testing.T) {
 				if errors.Is(err, ErrSecondCopy) {
 					t.Error("the failed attempt kept its lock")
 				}
-				checkError(t, err, "UDP port 67 of relay address 192.0.2.2 is taken by", fmt.Sprintf("(pid %d)", os.Getpid()), "bind-interfaces", "LISTEN_ADDR", "CAP_NET_RAW")
+				checkError(t, err, "UDP port 67 of relay address 192.0.2.2 is taken by", fmt.Sprintf("(pid %d)", os.Getpid()), "bind-interfaces", "LISTEN_ADDR", "CAP_NET_RAW", "broadcast.conf")
 			}
 			taken.Close()
 			_, closeOurs := openOurs(t)

@@ -96,6 +96,10 @@ var (
 	ErrNoVLAN = errors.New("VLAN interface doesn't exist yet")
 )
 
+// NeedsNetRaw ends errors about sockets that this process may not open, for
+// Clients and Probers.
+const NeedsNetRaw = "needs root or CAP_NET_RAW (for a daemon installed from a package: put /usr/share/doc/oam-docker-ipam/broadcast.conf into /etc/systemd/system/oam-docker-ipam.service.d, then systemctl daemon-reload and systemctl restart oam-docker-ipam)"
+
 // Request is what an endpoint asks of the servers.
 type Request struct {
 	Pool     Pool
@@ -127,9 +131,6 @@ type Offer struct {
 	// After is the time from the first DISCOVER to this offer.
 	After time.Duration
 }
-
-// NeedsNetRaw ends errors about a socket that this process may not open.
-const NeedsNetRaw = "needs root or CAP_NET_RAW; a daemon installed from a package has it once /usr/share/doc/oam-docker-ipam/broadcast.conf is put into /etc/systemd/system/oam-docker-ipam.service.d, followed by systemctl daemon-reload and systemctl restart oam-docker-ipam"
 
 // LeaseForEver is the length of an infinite lease (RFC 2131 section 3.3).
 const LeaseForEver = time.Duration(math.MaxUint32) * time.Second

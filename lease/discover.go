@@ -48,9 +48,10 @@ func (d *discovery) log(log *slog.Logger) {
 	}
 }
 
-// probe settles a new pool, by the servers' offers unless that is off.
-func (m *Manager) probe(ctx context.Context, p Pool) (discovery, error) {
-	if o := m.options(p); o.Probe == Off {
+// probe settles a new pool with these options in force, by the servers' offers
+// unless that is off.
+func (m *Manager) probe(ctx context.Context, p Pool, o Options) (discovery, error) {
+	if o.Probe == Off {
 		if o.ByBroadcast() {
 			// Whether there is such an interface is known without asking anybody.
 			if _, err := m.client.RelayMAC(ctx, p); err != nil {

@@ -596,3 +596,29 @@ func (s *dhcpServer) slowly(after time.Duration) func(context.Context, lease.Req
 		}
 	}
 }
+
+// The host is found out by one request, which hangs: another has its own time,
+// 30s, and no more.
+func TestIdentityIsNotWaitedForLong(t *testing.T) {
+	inWorldOf(t, auto, func(w *world) {
+		pool := w.networkOf()
+		found := make(chan struct{})
+		w.server.relayMAC.set(func() (lease.MAC, error) {
+			<-found
+			return relayMAC, nil
+		})
+		first := make(chan error)
+		go func() {
+			_, err := w.manager.Acquire(w.Context(), pool, ep(1, "web"))
+			first <- err
+		}()
+		synctest.Wait()
+		began := time.Now()
+		_, err := w.manager.Acquire(w.Context(), pool, ep(2, "db"))
+		if took := time.Since(began); took != timeout {
+			w.Errorf("took %v, %v", took, err)
+		}
+		close(found)
+		w.works(<-first)
+	})
+}

@@ -20,7 +20,7 @@ func (m *Manager) scheduleLocked(p *pool, e *entry, at time.Time) {
 	}
 	turn := e.turn
 	wait := m.clock.until(at)
-	e.due = time.Now().Add(wait)
+	e.due = time.Now().Add(max(wait, 0))
 	if wait <= 0 {
 		// Not a timer of no time: the race detector crashes when two of these
 		// start at once in a bubble (go.dev/issue/78156, open with Go 1.26).

@@ -33,16 +33,16 @@ type Config struct {
 // them alive. Its methods may be called concurrently; errors are written for
 // the person at the docker command.
 type Manager struct {
-	store    Store
-	client   Client
-	timeout  time.Duration
-	global   atomic.Pointer[Options]
-	machine  Host
-	prober   Prober
-	engine   Engine
-	log      *slog.Logger
-	clock    *clock
-	pulse    Pulse[error]
+	store   Store
+	client  Client
+	timeout time.Duration
+	global  atomic.Pointer[Options]
+	machine Host
+	prober  Prober
+	engine  Engine
+	log     *slog.Logger
+	clock   *clock
+	pulse   Pulse[error]
 
 	// ctx is the life of the keepers, wg counts those at work.
 	ctx    context.Context

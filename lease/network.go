@@ -25,7 +25,7 @@ func (m *Manager) AddPool(ctx context.Context, p Pool) (Pool, error) {
 	if err := o.checkConflict(); err != nil {
 		return Pool{}, err
 	}
-	found, err := m.probe(ctx, p)
+	found, err := m.probe(ctx, p, o)
 	if err != nil {
 		return Pool{}, err
 	}
