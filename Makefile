@@ -2,24 +2,105 @@
 #   make demo   see it work, in network namespaces of its own
 #   make test   run every test there is
 # Both install what is missing (as root, by apt-get or dnf).
+#
+#   make rpm, make deb   packages, into rpms/ and debs/
+#   make install         all that is in them, without a package
 
-VERSION  ?= $(shell sed -n 's/^var version = "\(.*\)"/\1/p' main.go)
+VERSION  ?= $(shell sed -n 's/^[a-z \t]*version *= "\(.*\)"$$/\1/p' main.go)
+# The commit, and whether the tree differs from it.
+REVISION ?= $(shell [ ! -e .git ] || echo "$$(git rev-parse HEAD)$$(git status --porcelain | sed -n 1s/.*/-dirty/p)")
 FUZZTIME ?= 400000x
 GO       ?= go
 # The product's packages, whose tests take seconds.
-UNITS    := . ./arp ./conf ./dhcp ./engine ./host ./lease ./server ./store ./test/demo/dhcpd
+UNITS    := . ./arp ./conf ./dhcp ./engine ./host ./lease ./server ./store ./systemd ./test/demo/dhcpd
 
-.PHONY: build demo test race lint fuzz bench soak clean
+# Nothing in the binary tells where or when it was built.
+BUILD     = -trimpath -buildvcs=false -ldflags '-s -w -buildid= -X main.version=$(VERSION) -X main.revision=$(REVISION)'
+# What is built goes here.
+OUT       = .
+
+# Where install puts things; packages have DESTDIR in front. The daemon reads
+# /etc/oam-docker-ipam.conf unless its --config says otherwise.
+PREFIX      = /usr
+BINDIR      = $(PREFIX)/bin
+SYSCONFDIR  = /etc
+UNITDIR     = $(PREFIX)/lib/systemd/system
+SYSUSERSDIR = $(PREFIX)/lib/sysusers.d
+MANDIR      = $(PREFIX)/share/man
+DOCDIR      = $(PREFIX)/share/doc/oam-docker-ipam
+LICENSEDIR  = $(PREFIX)/share/licenses/oam-docker-ipam
+BASHDIR     = $(PREFIX)/share/bash-completion/completions
+ZSHDIR      = $(PREFIX)/share/zsh/site-functions
+UNITS_OF_SYSTEMD := oam-docker-ipam.socket oam-docker-ipam.service oam-docker-ipam-reconcile.service oam-docker-ipam-reconcile.timer
+
+.PHONY: build completions licences install rpm deb version revision demo test race lint fuzz bench soak clean
 
 build:
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o oam-docker-ipam .
+	CGO_ENABLED=0 $(GO) build $(BUILD) -o $(OUT)/oam-docker-ipam .
+
+# By a binary for this machine, whatever GOARCH is built for.
+completions:
+	mkdir -p $(OUT)/completions
+	for shell in bash zsh; do \
+		CGO_ENABLED=0 GOOS= GOARCH= $(GO) run $(BUILD) . completion $$shell >$(OUT)/completions/$$shell || exit 1; \
+	done
+
+# The licences of what is compiled in.
+licences:
+	mkdir -p $(OUT)/licences
+	$(GO) list -deps -f '{{with .Module}}{{if not .Main}}{{.Path}} {{.Version}} {{.Dir}}{{end}}{{end}}' . | sort -u >$(OUT)/licences/list
+	{ \
+		echo 'The Go standard library' && cat "$$($(GO) env GOROOT)/LICENSE"; \
+		while read -r path version folder; do \
+			echo && echo "==== $$path $$version" && \
+			for file in "$$folder"/LICENSE "$$folder"/LICENSE.txt "$$folder"/LICENSE.md "$$folder"/NOTICE; do \
+				if [ ! -e "$$file" ]; then :; \
+				elif grep -q 'Apache License' "$$file"; then echo 'Apache License, version 2.0'; \
+				else cat "$$file"; fi; \
+			done; \
+		done <$(OUT)/licences/list; \
+	} >$(OUT)/licences/LICENSE.modules
+
+# A root who has no Go installs what was built before. A configuration that is
+# there stays.
+install: $(if $(shell command -v $(GO)),build completions licences)
+	install -D -m 755 $(OUT)/oam-docker-ipam $(DESTDIR)$(BINDIR)/oam-docker-ipam
+	[ -e $(DESTDIR)$(SYSCONFDIR)/oam-docker-ipam.conf ] || install -D -m 644 conf/oam-docker-ipam.conf $(DESTDIR)$(SYSCONFDIR)/oam-docker-ipam.conf
+	install -d $(DESTDIR)$(UNITDIR) $(DESTDIR)$(MANDIR)/man8
+	for unit in $(UNITS_OF_SYSTEMD); do \
+		sed 's|/usr/bin/oam-docker-ipam|$(BINDIR)/oam-docker-ipam|' systemd/$$unit >$(DESTDIR)$(UNITDIR)/$$unit && \
+		chmod 644 $(DESTDIR)$(UNITDIR)/$$unit || exit 1; \
+	done
+	install -D -m 644 systemd/oam-docker-ipam.sysusers $(DESTDIR)$(SYSUSERSDIR)/oam-docker-ipam.conf
+	gzip -9n <rpm/oam-docker-ipam.8 >$(DESTDIR)$(MANDIR)/man8/oam-docker-ipam.8.gz
+	chmod 644 $(DESTDIR)$(MANDIR)/man8/oam-docker-ipam.8.gz
+	install -D -m 644 $(OUT)/completions/bash $(DESTDIR)$(BASHDIR)/oam-docker-ipam
+	install -D -m 644 $(OUT)/completions/zsh $(DESTDIR)$(ZSHDIR)/_oam-docker-ipam
+	install -d $(DESTDIR)$(DOCDIR)
+	install -m 644 README.md CHANGELOG.md systemd/broadcast.conf $(DESTDIR)$(DOCDIR)
+	install -d $(DESTDIR)$(LICENSEDIR)
+	install -m 644 LICENSE $(OUT)/licences/LICENSE.modules $(DESTDIR)$(LICENSEDIR)
+
+# What sorts before a release has ~ in a package's version.
+rpm:
+	./build-rpm.sh oam-docker-ipam '$(subst -,~,$(VERSION))'
+
+deb:
+	./build-deb.sh oam-docker-ipam '$(subst -,~,$(VERSION))'
+
+# For the scripts.
+version:
+	@echo '$(VERSION)'
+
+revision:
+	@echo '$(REVISION)'
 
 demo: build
 	@./test/install demo
 	@$(GO) run ./test/demo
 
 test:
-	@./test/install test
+	@./test/install test packages
 	$(GO) test -timeout 20m ./...
 
 race:
@@ -49,10 +130,10 @@ bench: build
 # tests with an engine that tells container names.
 ENGINE29 ?= /var/tmp/oam-docker-ipam-engine29/dockerd
 soak:
-	@./test/install test
+	@./test/install test packages
 	OAM_SOAK=1 $(GO) test -timeout 3h -count 1 ./test/...
 	@./test/build-engine $(ENGINE29)
 	OAM_DOCKERD=$(ENGINE29) $(GO) test -timeout 30m -count 1 ./test/e2e
 
 clean:
-	rm -f oam-docker-ipam
+	rm -rf oam-docker-ipam completions licences rpms debs
