@@ -9,13 +9,11 @@ import (
 	"maps"
 	"net"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"runtime/debug"
 	"slices"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -41,6 +39,8 @@ type daemon struct {
 	passed atomic.Pointer[map[string]net.Listener]
 	// ready is closed when the daemon serves.
 	ready chan struct{}
+	// hangup has the signals to reload.
+	hangup <-chan os.Signal
 	// reread reads the settings again, as at the start.
 	reread func() (settings, error)
 
@@ -93,10 +93,6 @@ func awaitStart(ready <-chan struct{}, run func() error) error {
 // run runs the daemon until ctx ends. It stops in the reverse order of its
 // start and releases nothing: containers outlive it.
 func (d *daemon) run(ctx context.Context, s settings) (err error) {
-	// From its start on, a SIGHUP that comes too early ends nobody.
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP)
-	defer signal.Stop(hangup)
 	d.notifier = systemd.NewNotifier(d.log)
 	d.warnUnknown(s)
 
@@ -149,7 +145,7 @@ func (d *daemon) run(ctx context.Context, s settings) (err error) {
 		})
 	}
 	group.Go(func() error { d.notifier.Watch(ctx, d.alive); return nil })
-	group.Go(func() error { d.attend(ctx, s, hangup); return nil })
+	group.Go(func() error { d.attend(ctx, s); return nil })
 	if err := group.Wait(); err != nil {
 		return err
 	}
@@ -195,12 +191,16 @@ func (d *daemon) listen(s settings, drivers []lease.Driver) (map[lease.Driver]ne
 // have to be some driver's, and the first driver needs one: Docker would never
 // find the others.
 func take(passed map[string]net.Listener, s settings, drivers []lease.Driver) (map[lease.Driver]net.Listener, error) {
+	byPath := map[string]net.Listener{}
+	for path, l := range passed {
+		byPath[canonical(path)] = l
+	}
 	listeners := map[lease.Driver]net.Listener{}
 	var lines []string
 	for _, driver := range drivers {
 		path := s.socketOf(driver)
 		lines = append(lines, "ListenStream="+path)
-		if l := passed[canonical(path)]; l != nil {
+		if l := byPath[canonical(path)]; l != nil {
 			listeners[driver] = l
 		}
 	}
@@ -211,7 +211,8 @@ func take(passed map[string]net.Listener, s settings, drivers []lease.Driver) (m
 	return listeners, nil
 }
 
-// canonical is a socket's path as systemd has it, without the old name of /run.
+// canonical is a socket's path without the old name of /run, which newer
+// systemds replace in units.
 func canonical(path string) string {
 	path = filepath.Clean(path)
 	if rest, old := strings.CutPrefix(path, "/var/run/"); old {
@@ -230,7 +231,7 @@ func (d *daemon) alive(ctx context.Context) error { return d.manager.Alive(ctx) 
 const statusEvery = 10 * time.Second
 
 // attend keeps the status line true and reloads at a SIGHUP, until ctx ends.
-func (d *daemon) attend(ctx context.Context, s settings, hangup <-chan os.Signal) {
+func (d *daemon) attend(ctx context.Context, s settings) {
 	tick := time.NewTicker(statusEvery)
 	defer tick.Stop()
 	for {
@@ -240,7 +241,7 @@ func (d *daemon) attend(ctx context.Context, s settings, hangup <-chan os.Signal
 			return
 		case <-tick.C:
 			d.notifier.Status(d.status())
-		case <-hangup:
+		case <-d.hangup:
 			d.notifier.Reloading()
 			s = d.reload(s)
 			d.notifier.Ready(d.status())

@@ -79,6 +79,8 @@ func TestReload(t *testing.T) {
 	d.reread = func() (settings, error) {
 		return reread([]string{"oam-docker-ipam", "--config", file, "server"})
 	}
+	signals := make(chan os.Signal, 1)
+	d.hangup = signals
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- d.run(ctx, s) }()
@@ -95,12 +97,7 @@ func TestReload(t *testing.T) {
 		}
 		return values
 	}
-	hangup := func() {
-		t.Helper()
-		if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
-			t.Fatal(err)
-		}
-	}
+	hangup := func() { signals <- syscall.SIGHUP }
 
 	want := force()
 	write("IPAM_DEBUG=true\nDHCP_SERVER=dhcp.example.org\nRELEASE_DELAY=1m\nDATA_DIR=/elsewhere\nPLUGIN_SOCKET=" + s.socket + "\nDHCP_SEVER=x\n")

@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"syscall"
 	"text/tabwriter"
 	"time"
@@ -41,6 +42,12 @@ const (
 
 // run is the whole program and returns its exit status.
 func run(args []string, stdout, stderr io.Writer) int {
+	hangup := make(chan os.Signal, 1)
+	if slices.Contains(args, "server") {
+		// Before anything else: to a daemon this means a reload, however early
+		// it comes.
+		signal.Notify(hangup, syscall.SIGHUP)
+	}
 	// A second signal ends the process at once: the first one stops this.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -50,6 +57,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		err = command(stdout, stderr, func(ctx context.Context, s settings) error {
 			d := newDaemon(s, stderr)
+			d.hangup = hangup
 			d.passed.Store(&passed)
 			d.reread = func() (settings, error) { return reread(args) }
 			err := d.serve(ctx, s)
@@ -83,7 +91,8 @@ func complain(stderr io.Writer, err error) {
 	if file, _ := stderr.(*os.File); file != nil && systemd.JournalConnected(file) {
 		level = "<3>"
 	}
-	fmt.Fprintf(stderr, "%soam-docker-ipam: %v\n", level, err)
+	// Joined errors have a line each.
+	fmt.Fprintf(stderr, "%soam-docker-ipam: %s\n", level, strings.ReplaceAll(err.Error(), "\n", "; "))
 }
 
 // reread reads the settings of a command line again. Not in the context of the
@@ -217,6 +226,7 @@ func command(stdout, stderr io.Writer, serve func(context.Context, settings) err
 				Name: "config", Usage: "print every setting and where it came from",
 				Flags: []cli.Flag{
 					asJSON,
+					&cli.BoolFlag{Name: "running", Usage: "those that the running daemon has, not those that a start would have"},
 					&cli.BoolFlag{Name: "check", Usage: "print nothing, only tell what is wrong"},
 				},
 				Action: func(ctx context.Context, cmd *cli.Command) error {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/talkingdata/oam-docker-ipam/conf"
+	"github.com/talkingdata/oam-docker-ipam/engine"
 	"github.com/talkingdata/oam-docker-ipam/lease"
 	"github.com/talkingdata/oam-docker-ipam/server"
 )
@@ -132,6 +134,11 @@ func inForce(cmd *cli.Command) (settings []server.Setting) {
 	return settings
 }
 
+// textOf is the setting of a key, which is there.
+func textOf(settings []server.Setting, key string) server.Setting {
+	return settings[slices.IndexFunc(settings, func(s server.Setting) bool { return s.Key == key })]
+}
+
 // variable is an environment variable as a source of a flag's value
 // (cli.ValueSource). As in the file, an empty one counts as not set: systemd
 // makes such variables of a file's empty values.
@@ -187,22 +194,24 @@ func readSettings(cmd *cli.Command, file *conf.File) (settings, error) {
 		texts: inForce(cmd), unknown: file.Unknown(knownKeys(cmd.Root())),
 	}
 	wrong := func(key, want string) error {
-		for _, text := range s.texts {
-			if text.Key == key {
-				return fmt.Errorf("configuration: %s: %s=%q: want %s", text.Source, key, text.Value, want)
-			}
-		}
-		panic("no setting " + key)
+		text := textOf(s.texts, key)
+		return fmt.Errorf("configuration: %s: %s=%q: want %s", text.Source, key, text.Value, want)
 	}
 	var err error
 	s.global, err = globalOptions(cmd, optionTexts(cmd))
-	switch {
-	case err != nil:
+	if err != nil {
 		return settings{}, err
+	}
+	if _, err := engine.New(s.docker); err != nil {
+		return settings{}, fmt.Errorf("configuration: %s: %w", textOf(s.texts, keyDocker).Source, err)
+	}
+	switch {
 	case s.dataDir == "":
 		return settings{}, wrong(keyDataDir, "a folder")
 	case !driverNames.MatchString(s.driver):
 		return settings{}, wrong(keyDriverName, "letters, digits, dots, hyphens and underscores")
+	case !filepath.IsAbs(s.socket):
+		return settings{}, wrong(keySocket, "an absolute path such as /run/docker/plugins/talkingdata.sock")
 	case s.timeout <= 0:
 		return settings{}, wrong(keyTimeout, "a time above zero such as 30s")
 	case !slices.Contains(logFormats, s.logFormat):
@@ -226,8 +235,9 @@ func optionTexts(cmd *cli.Command) map[string]string {
 func globalOptions(cmd *cli.Command, texts map[string]string) (lease.Options, error) {
 	servers, iface := texts[optionName(keyServers)], texts[optionName(keyInterface)]
 	if servers != "" && iface != "" {
-		return lease.Options{}, fmt.Errorf("configuration: %s=%s and %s=%s exclude each other: the servers are asked as a relay agent or by broadcast; take one out of the configuration file, the environment or the command line (single networks may have --ipam-opt %s= or %s=)",
-			keyServers, servers, keyInterface, iface, optionName(keyServers), optionName(keyInterface))
+		texts := inForce(cmd)
+		return lease.Options{}, fmt.Errorf("configuration: %s=%s (%s) and %s=%s (%s) exclude each other: the servers are asked as a relay agent or by broadcast; take one out (single networks may have --ipam-opt %s= or %s=)",
+			keyServers, servers, textOf(texts, keyServers).Source, keyInterface, iface, textOf(texts, keyInterface).Source, optionName(keyServers), optionName(keyInterface))
 	}
 	// Each by itself, so that the error says where it is.
 	for _, s := range inForce(cmd) {
@@ -276,15 +286,19 @@ func differences(old, fresh []server.Setting) (differ []server.Setting) {
 	return differ
 }
 
-// askTime is how long the running daemon may take to tell its settings.
-const askTime = 2 * time.Second
-
-// config prints every setting and where it came from, or with --check nothing.
-// Where a daemon runs with others, standard error says so.
+// config prints every setting and where it came from: those that a start would
+// have, or with --running those that the daemon has. With --check it prints
+// nothing but what is wrong.
 func config(ctx context.Context, cmd *cli.Command, file *conf.File, stdout, stderr io.Writer) error {
 	s, err := readSettings(cmd, file)
 	if err != nil {
 		return err
+	}
+	texts := s.texts
+	if cmd.Bool("running") {
+		if texts, err = server.Settings(ctx, s.socket); err != nil {
+			return err
+		}
 	}
 	for _, key := range s.unknown {
 		fmt.Fprintf(stderr, "oam-docker-ipam: %s: unknown key %s\n", key.Where(), key.Name())
@@ -293,32 +307,12 @@ func config(ctx context.Context, cmd *cli.Command, file *conf.File, stdout, stde
 	case cmd.Bool("check"):
 		return nil
 	case cmd.Bool("json"):
-		err = printJSON(stdout, s.texts)
-	default:
-		t := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
-		fmt.Fprintln(t, "KEY\tVALUE\tFROM")
-		for _, text := range s.texts {
-			fmt.Fprintf(t, "%s\t%s\t%s\n", text.Key, text.Value, text.Source)
-		}
-		err = t.Flush()
+		return printJSON(stdout, texts)
 	}
-	bound, cancel := context.WithTimeout(ctx, askTime)
-	defer cancel()
-	running, asked := server.Settings(bound, s.socket)
-	if asked != nil {
-		// No daemon has anything in force.
-		return err
+	t := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "KEY\tVALUE\tFROM")
+	for _, text := range texts {
+		fmt.Fprintf(t, "%s\t%s\t%s\n", text.Key, text.Value, text.Source)
 	}
-	for _, differs := range differences(s.texts, running) {
-		fmt.Fprintf(stderr, "oam-docker-ipam: the running daemon has %s=%s (%s)%s\n", differs.Key, differs.Value, differs.Source, remedy(differs.Key))
-	}
-	return err
-}
-
-// remedy is what brings a setting into force in a running daemon.
-func remedy(key string) string {
-	if reloadable(key) {
-		return ": systemctl reload oam-docker-ipam"
-	}
-	return ": systemctl restart oam-docker-ipam"
+	return t.Flush()
 }

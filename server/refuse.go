@@ -50,7 +50,7 @@ func driverOf(path string) lease.Driver {
 
 // refusal is the handler of a driver's socket when there is no daemon behind it.
 func refusal(as lease.Driver, reason error) http.Handler {
-	text := "oam-docker-ipam doesn't start: " + reason.Error()
+	text := "doesn't start: " + reason.Error()
 	refuse := func(status int, f failure) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) {
 			// Whoever is cut off while writing doesn't read the answer.
@@ -60,7 +60,7 @@ func refusal(as lease.Driver, reason error) http.Handler {
 	}
 	r := newRouter()
 	driver{as: as, repeats: new(repeats)}.introduce(r)
-	r.PathPrefix("/IpamDriver.").Methods(http.MethodPost).Handler(refuse(http.StatusOK, failure{Error: text}))
-	r.PathPrefix(operatorPath).Handler(refuse(http.StatusServiceUnavailable, failure{Err: text}))
+	r.PathPrefix("/IpamDriver.").Methods(http.MethodPost).Handler(refuse(http.StatusOK, failure{Error: "oam-docker-ipam " + text}))
+	r.PathPrefix(operatorPath).Handler(refuse(http.StatusServiceUnavailable, failure{Err: "the daemon " + text}))
 	return r
 }

@@ -63,7 +63,7 @@ func TestRefuseEngine(t *testing.T) {
 // Operators hear what is wrong as well, however much they have to say before.
 func TestRefuseOperators(t *testing.T) {
 	sockets, _ := refusing(t)
-	want := strings.ReplaceAll(noStart, `\`, "")
+	want := "the daemon" + strings.TrimPrefix(strings.ReplaceAll(noStart, `\`, ""), "oam-docker-ipam")
 	for _, socket := range sockets {
 		_, leases := Leases(t.Context(), socket.path)
 		_, settings := Settings(t.Context(), socket.path)
