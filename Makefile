@@ -38,12 +38,12 @@ UNITS_OF_SYSTEMD := oam-docker-ipam.socket oam-docker-ipam.service oam-docker-ip
 build:
 	CGO_ENABLED=0 $(GO) build $(BUILD) -o $(OUT)/oam-docker-ipam .
 
-# By a binary for this machine, whatever GOARCH is built for.
-completions:
+# By the binary, or where that is for another machine, by one for this one.
+completions: build
 	mkdir -p $(OUT)/completions
-	for shell in bash zsh; do \
-		CGO_ENABLED=0 GOOS= GOARCH= $(GO) run $(BUILD) . completion $$shell >$(OUT)/completions/$$shell || exit 1; \
-	done
+	run=$(OUT)/oam-docker-ipam; \
+	[ "$$($(GO) env GOOS GOARCH)" = "$$(GOOS= GOARCH= $(GO) env GOOS GOARCH)" ] || run='env GOOS= GOARCH= $(GO) run .'; \
+	for shell in bash zsh; do $$run completion $$shell >$(OUT)/completions/$$shell || exit 1; done
 
 # The licences of what is compiled in.
 licences:
@@ -100,7 +100,7 @@ demo: build
 	@$(GO) run ./test/demo
 
 test:
-	@./test/install test packages
+	@./test/install test machine
 	$(GO) test -timeout 20m ./...
 
 race:
@@ -130,7 +130,7 @@ bench: build
 # tests with an engine that tells container names.
 ENGINE29 ?= /var/tmp/oam-docker-ipam-engine29/dockerd
 soak:
-	@./test/install test packages
+	@./test/install test machine
 	OAM_SOAK=1 $(GO) test -timeout 3h -count 1 ./test/...
 	@./test/build-engine $(ENGINE29)
 	OAM_DOCKERD=$(ENGINE29) $(GO) test -timeout 30m -count 1 ./test/e2e

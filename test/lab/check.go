@@ -18,6 +18,7 @@ var (
 	DHCPServers = []string{"ip", "nsenter", "dhcpd", "kea-dhcp4", "dnsmasq"}
 	Clients     = []string{"busybox", "dhclient"}
 	Relays      = []string{"dhcrelay"}
+	Machines    = []string{"unshare", "systemd-nspawn", "mmdebstrap", "busybox"}
 )
 
 // Check says what keeps a lab from working here: not being root, having no

@@ -151,7 +151,7 @@ func (d *Daemon) Log() string {
 // Build builds the program once per process and returns its path. OAM_RACE=1
 // builds it with the race detector. See RemoveBuild.
 var Build = sync.OnceValues(func() (string, error) {
-	dir, err := buildDir()
+	dir, err := BuildDir()
 	if err != nil {
 		return "", err
 	}
@@ -176,14 +176,14 @@ var Build = sync.OnceValues(func() (string, error) {
 	return binary, nil
 })
 
-// buildDir is named as a lab's scratch folder, so that a sweep finds it.
-func buildDir() (string, error) {
+// BuildDir is the folder of what this program builds, which need not be there
+// yet. It is named as a lab's scratch folder, so that a sweep finds it.
+func BuildDir() (string, error) {
 	self, err := ownID()
 	return scratchName(self, "build"), err
 }
 
-// RunTests is for TestMain: it runs the tests and then removes what Build
-// built.
+// RunTests is for TestMain: it runs the tests and then removes BuildDir.
 //
 //	func TestMain(m *testing.M) { os.Exit(lab.RunTests(m)) }
 func RunTests(m interface{ Run() int }) int {
@@ -195,8 +195,8 @@ func RunTests(m interface{ Run() int }) int {
 	return status
 }
 
-// RemoveBuild removes what Build built. A later lab would do it otherwise.
+// RemoveBuild removes BuildDir. A later lab would do it otherwise.
 func RemoveBuild() error {
-	dir, err := buildDir()
+	dir, err := BuildDir()
 	return errors.Join(err, os.RemoveAll(dir))
 }

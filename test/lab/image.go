@@ -20,6 +20,10 @@ var applets = []string{
 // no registry to pull one from. Its containers sleep, and end at once when
 // they are told to.
 func (e *Engine) ImportImage(name string) error {
+	return importImage(e.DockerCommand, name)
+}
+
+func importImage(docker func(Command) (string, error), name string) error {
 	rootfs, err := busyboxRootfs()
 	if err != nil {
 		return fmt.Errorf("make image: %w", err)
@@ -27,7 +31,7 @@ func (e *Engine) ImportImage(name string) error {
 	// A first process that sets no handler doesn't get SIGTERM at all, and
 	// `docker stop` then takes ten seconds.
 	const command = `CMD ["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 3600 & wait $!; done"]`
-	_, err = e.DockerCommand(Command{
+	_, err = docker(Command{
 		Args:  []string{"import", "--change", command, "-", name},
 		Stdin: bytes.NewReader(rootfs),
 	})

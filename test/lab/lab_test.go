@@ -207,6 +207,66 @@ func TestDaemon(t *testing.T) {
 	check(t, daemon.Stop())
 }
 
+func TestMachine(t *testing.T) {
+	l := lab.ForTest(t, lab.Machines, lab.Clients)
+	near := must(l.Node("near", "10.10.0.1/24"))(t)
+	host := must(l.Node("host", "10.10.0.2/24"))(t)
+	machine := must(host.NewMachine())(t)
+	check(t, machine.WriteFile("/etc/motd", "written while it was off", 0o644))
+	if _, err := machine.Run("true"); err == nil {
+		t.Error("a machine that is off ran a command")
+	}
+	run := func(args ...string) string {
+		t.Helper()
+		return strings.TrimSpace(must(machine.Run(args...))(t))
+	}
+	began := time.Now()
+	check(t, machine.Boot())
+	t.Logf("machine booted in %v", time.Since(began))
+	if state := run("systemctl", "is-system-running"); state != "running" {
+		t.Errorf("the machine is %s: %s", state, run("systemctl", "--failed"))
+	}
+	if said := run("hostname") + " " + run("cat", "/etc/motd"); said != "host written while it was off" {
+		t.Errorf("it says %q", said)
+	}
+	// It is on the LAN, and so are its containers.
+	must(near.Run("busybox", "ping", "-c", "1", "-W", "5", "10.10.0.2"))(t)
+	check(t, machine.ImportImage("img:1"))
+	must(machine.Docker("network", "create", "--driver", "macvlan", "--subnet", "10.10.0.0/24", "--opt", "parent=eth0", "lan"))(t)
+	must(machine.Docker("run", "--detach", "--restart", "always", "--net", "lan", "--ip", "10.10.0.50", "img:1"))(t)
+	must(near.Run("busybox", "ping", "-c", "1", "-W", "5", "10.10.0.50"))(t)
+
+	// Its disk outlives its boots, however they end.
+	boot := run("cat", "/proc/sys/kernel/random/boot_id")
+	for _, end := range []func() error{machine.Shutdown, machine.PowerOff} {
+		run("sh", "-c", "echo more >>/root/kept")
+		check(t, end())
+		if machine.Running() {
+			t.Fatal("the machine still runs")
+		}
+		check(t, machine.Boot())
+		if now := run("cat", "/proc/sys/kernel/random/boot_id"); now == boot {
+			t.Errorf("boot %s is still the one", boot)
+		}
+		must(near.Run("busybox", "ping", "-c", "1", "-W", "5", "10.10.0.50"))(t)
+	}
+	if kept := run("cat", "/root/kept"); kept != "more\nmore" {
+		t.Errorf("of its disk is left %q", kept)
+	}
+	if boots := strings.Count(run("journalctl", "--list-boots", "--no-pager"), "\n"); boots < 2 {
+		t.Errorf("its journal has %d boots before this one", boots)
+	}
+
+	// Another one begins as this did, on the same computer and apart from it.
+	other := must(must(l.Node("other", "10.10.0.3/24"))(t).BootMachine())(t)
+	if out, err := other.Run("cat", "/root/kept"); err == nil {
+		t.Errorf("another machine has the file too: %q", out)
+	}
+	if out := must(other.Docker("ps", "--all", "--quiet"))(t); out != "" {
+		t.Errorf("another machine has containers: %s", out)
+	}
+}
+
 func TestLosePackets(t *testing.T) {
 	l := lab.ForTest(t, lab.Network)
 	a := must(l.Node("a", "10.10.0.1/24"))(t)
@@ -281,8 +341,9 @@ func TestUDPOpen(t *testing.T) {
 }
 
 func TestCloseLeavesNothing(t *testing.T) {
-	l := lab.ForTest(t, lab.Engines, lab.DHCPServers)
+	l := lab.ForTest(t, lab.Engines, lab.DHCPServers, lab.Machines)
 	net := must(l.Standard())(t)
+	must(net.Second.BootMachine())(t)
 	must(net.Server.StartDHCP(lab.Kea, lab.DHCPConfig{Subnets: []lab.Subnet{lab.SubnetA()}}))(t)
 	must(net.Server.Start("sleep", lab.Command{Args: []string{"sleep", "1000"}}))(t)
 	engine := must(net.Host.StartEngine(""))(t)
@@ -309,7 +370,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 }
 
 func TestSweepAfterKill(t *testing.T) {
-	lab.ForTest(t, lab.Engines) // or skip
+	lab.ForTest(t, lab.Engines, lab.Machines) // or skip
 	victim, scratch, namespace := otherProgram(t)
 	check(t, victim.Process.Kill())
 	_ = victim.Wait()
@@ -328,7 +389,7 @@ func TestSweepAfterKill(t *testing.T) {
 }
 
 func TestCloseOnSignal(t *testing.T) {
-	lab.ForTest(t, lab.Engines) // or skip
+	lab.ForTest(t, lab.Engines, lab.Machines) // or skip
 	victim, scratch, namespace := otherProgram(t)
 	check(t, victim.Process.Signal(syscall.SIGTERM))
 	_ = victim.Wait()
@@ -340,7 +401,8 @@ func TestCloseOnSignal(t *testing.T) {
 	}
 }
 
-// otherProgram starts a program that has a lab with a running container.
+// otherProgram starts a program that has a lab with a running container and a
+// machine.
 func otherProgram(t *testing.T) (program *exec.Cmd, scratch, namespace string) {
 	t.Helper()
 	program = exec.Command(os.Args[0])
@@ -374,6 +436,9 @@ func openAndHang() int {
 	}
 	if err == nil {
 		_, err = engine.Docker("run", "--detach", "--net", "none", "img:1")
+	}
+	if err == nil {
+		_, err = host.BootMachine()
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -128,22 +128,32 @@ func (l *Lab) start(name string, c Command) (*Process, error) {
 // A program that starts another in a new PID namespace, or enters one, has to
 // fork, and then waits for its child and ends as it does.
 func (l *Lab) followChild(p *Process) error {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", p.Pid, p.Pid))
+	pid, err := onlyChild(p.Pid)
 	if err != nil {
-		return fmt.Errorf("find child of %s: %w", p.Name, err)
+		return fmt.Errorf("follow %s: %w", p.Name, err)
 	}
-	children := strings.Fields(string(text))
-	if len(children) != 1 {
-		return fmt.Errorf("find child of %s: it has %d", p.Name, len(children))
-	}
-	pid, err := strconv.Atoi(children[0])
-	if err != nil {
-		return fmt.Errorf("find child of %s: %w", p.Name, err)
-	}
+	return l.follow(p, pid)
+}
+
+// follow makes another process the one that gets the signals.
+func (l *Lab) follow(p *Process, pid int) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	p.Pid = pid
 	return l.recordPID(pid)
+}
+
+// onlyChild finds the one child of a process.
+func onlyChild(pid int) (int, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+	if err != nil {
+		return 0, fmt.Errorf("find child of process %d: %w", pid, err)
+	}
+	children := strings.Fields(string(text))
+	if len(children) != 1 {
+		return 0, fmt.Errorf("find child of process %d: it has %d", pid, len(children))
+	}
+	return strconv.Atoi(children[0])
 }
 
 // Running says whether the process has not ended yet.
