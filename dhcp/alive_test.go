@@ -2,10 +2,13 @@ package dhcp
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -93,6 +96,99 @@ func TestAlive(t *testing.T) {
 			t.Errorf("after an exchange: %v", err)
 		}
 	})
+}
+
+// A socket whose opening doesn't end is named; its exchanges wait with it.
+func TestAliveWhileOpening(t *testing.T) {
+	began := time.Now()
+	l := newLAN(t)
+	c := l.client(server1)
+	opening, hangs := make(chan struct{}), make(chan struct{})
+	c.openRelay = func(at place) (socket, error) {
+		close(opening)
+		<-hangs
+		return l.open(at)
+	}
+	opened := make(chan error)
+	go func() { opened <- c.Open() }()
+	<-opening
+	// In real time: a bubble's stands still while a mutex is waited for.
+	alive := func() error { return c.Alive(within(t, 50*time.Millisecond)) }
+	for range 2 {
+		if err := alive(); err == nil || !strings.HasPrefix(err.Error(), "open relay address 10.10.0.2: stuck for ") {
+			t.Errorf("error %v after %v", err, time.Since(began))
+		}
+	}
+	close(hangs)
+	if err := <-opened; err != nil {
+		t.Error(err)
+	}
+	if err := c.Alive(within(t, 10*time.Second)); err != nil {
+		t.Error(err)
+	}
+}
+
+// fullConn has no room for what is sent until full ends, as a socket on an
+// interface that sends nothing.
+type fullConn struct {
+	*memConn
+	full chan struct{}
+	by   atomic.Pointer[time.Time] // the write deadline
+}
+
+func (c *fullConn) SetWriteDeadline(by time.Time) error {
+	c.by.Store(&by)
+	return nil
+}
+
+func (c *fullConn) WriteTo(b []byte, to net.Addr) (int, error) {
+	var by <-chan time.Time
+	if at := c.by.Load(); at != nil {
+		by = time.After(time.Until(*at))
+	}
+	select {
+	case <-c.full:
+		return c.memConn.WriteTo(b, to)
+	case <-by:
+		return 0, os.ErrDeadlineExceeded
+	}
+}
+
+// What can't be sent is the failure of its exchange, which ends in its time, and
+// goes out when it can: nothing hangs.
+func TestSendingStandsStill(t *testing.T) {
+	for _, client := range []func(*lan) *Client{
+		func(l *lan) *Client { return l.client(server1) }, (*lan).broadcaster,
+	} {
+		bubble(t, func(t *testing.T, l *lan) {
+			l.attach(newDHCPD(server1))
+			c := client(l)
+			full := make(chan struct{})
+			c.openRelay = func(at place) (socket, error) {
+				s, err := l.open(at)
+				s.PacketConn = &fullConn{memConn: s.PacketConn.(*memConn), full: full}
+				return s, err
+			}
+			c.openBroadcast = c.openRelay
+			began := time.Now()
+			_, err := c.Acquire(within(t, 3*time.Second), want(home, mac1))
+			if took := time.Since(began); took > 4*time.Second || !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("acquire: %v after %v", err, took)
+			}
+			began = time.Now()
+			_, err = c.Renew(within(t, usual), home, held(server1))
+			if took := time.Since(began); took > 4*time.Second || !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("renew: %v after %v", err, took)
+			}
+			if err := c.Alive(within(t, time.Second)); err != nil {
+				t.Error(err)
+			}
+			time.AfterFunc(3*time.Second, func() { close(full) })
+			if _, err := c.Acquire(within(t, usual), want(home, mac1)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
 }
 
 // A socket that is closed while it is looked at is nobody's fault.

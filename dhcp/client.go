@@ -75,59 +75,49 @@ func NewObserver(global lease.Options, log *slog.Logger) *Client {
 // returns an ErrSecondCopy; anything else that is wrong may be mended by then,
 // so it is only logged. Names are left to the requests: resolving may take
 // long.
-func (c *Client) Open() error {
-	_, err := c.openAhead(*c.global.Load())
-	return err
-}
+func (c *Client) Open() error { return c.openAhead(*c.global.Load()) }
 
 // Configure puts other global settings into force while everything runs: an
-// exchange ends with those with which it began. It opens their links as Open
-// does, and after its error the former settings stay in force. A link that they
-// don't name is closed when no exchange waits on it any more, so that its relay
-// address and port are free for others: also old leases are renewed from the new
-// one. Where a network has settings of its own, its next exchange opens the link
-// again.
+// exchange ends with those with which it began, and also old leases are renewed
+// from the new relay address. It opens their links as Open does; after its error
+// the former settings stay in force. Links stay open until Close, also those that
+// no settings name any more.
 func (c *Client) Configure(global lease.Options) error {
 	global = global.Or(lease.Defaults())
-	named, err := c.openAhead(global)
-	if err != nil {
+	if err := c.openAhead(global); err != nil {
 		return err
 	}
 	c.global.Store(&global)
-	for _, l := range c.all() {
-		if !slices.Contains(named, l) {
-			l.retire()
-		}
-	}
 	return nil
 }
 
 // openAhead opens the links that global settings name, as Open says.
-func (c *Client) openAhead(global lease.Options) (named []*Link, err error) {
+func (c *Client) openAhead(global lease.Options) error {
 	var errs []error
-	add := func(l *Link, err error) { named, errs = append(named, l), append(errs, err) }
 	switch {
 	case global.ByBroadcast():
-		add(c.link(place{iface: global.Interface}))
+		_, err := c.link(place{iface: global.Interface})
+		errs = append(errs, err)
 	case fixed(global.Relay):
-		add(c.link(place{relay: netip.AddrPortFrom(global.Relay, global.RelayPort)}))
+		_, err := c.link(place{relay: netip.AddrPortFrom(global.Relay, global.RelayPort)})
+		errs = append(errs, err)
 	default:
 		for _, server := range global.Servers {
 			if addr, err := netip.ParseAddr(server.Host); err == nil {
-				p, err := c.path(global, netip.AddrPortFrom(addr, server.Port))
-				add(p.link, err)
+				_, err = c.path(global, netip.AddrPortFrom(addr, server.Port))
+				errs = append(errs, err)
 			}
 		}
 	}
 	for _, err := range errs {
 		switch {
 		case errors.Is(err, ErrSecondCopy):
-			return nil, err
+			return err
 		case err != nil:
 			c.log.Warn("link not opened yet", "error", err)
 		}
 	}
-	return named, nil
+	return nil
 }
 
 // all are the links that there are, open or not.

@@ -75,12 +75,9 @@ func TestConfigure(t *testing.T) {
 			t.Error("the new relay address is not opened ahead")
 		}
 		if !l.isOpen(place1) {
-			t.Error("the old one was closed under a request")
+			t.Error("the old one was closed")
 		}
 		inHand.Wait()
-		if l.isOpen(place1) {
-			t.Error("nobody needs the old relay address, and it is still open")
-		}
 		if got, want := l.asked(request), []string{"10.10.0.2>10.10.0.1"}; !slices.Equal(got, want) {
 			t.Errorf("in hand: requests %v, want %v", got, want)
 		}
@@ -105,8 +102,8 @@ func TestConfigure(t *testing.T) {
 	})
 }
 
-// From relay agent to broadcast and back: links that aren't named are closed, and
-// opened again where a network's own settings need them.
+// From relay agent to broadcast and back, between requests and under one that
+// nobody answers: links stay open, and each is opened once.
 func TestConfigureTheWay(t *testing.T) {
 	bubble(t, func(t *testing.T, l *lan) {
 		l.attach(newDHCPD(server1))
@@ -137,23 +134,32 @@ func TestConfigureTheWay(t *testing.T) {
 		takes(home, 1)
 		takes(own, 2)
 		open(place1, at67(otherRelay))
+		first := l.conn(place1)
+		var unheard sync.WaitGroup
+		unheard.Go(func() {
+			nobody := lease.Pool{Subnet: home.Subnet, Options: asking(netip.IPv4Unspecified(), server2)}
+			if _, err := c.Acquire(within(t, usual), want(nobody, lease.MAC{2, 0, 0, 0, 0, 9})); !errors.Is(err, lease.ErrNoAnswer) {
+				t.Errorf("error %v", err)
+			}
+		})
+		synctest.Wait()
 		configure(lease.Options{Interface: lanPlace.iface})
-		open(lanPlace)
+		open(place1, at67(otherRelay), lanPlace)
 		takes(home, 3)
 		takes(own, 4)
-		takes(own, 5)
-		open(lanPlace, at67(otherRelay))
 		configure(asking(netip.IPv4Unspecified(), server1))
-		open(place1)
-		configure(asking(netip.IPv4Unspecified(), server1))
-		open(place1)
-		takes(home, 6)
-		open(place1)
+		unheard.Wait()
+		takes(home, 5)
+		open(place1, at67(otherRelay), lanPlace)
+		if l.conn(place1) != first {
+			t.Error("a link that is in force was opened anew")
+		}
 	})
 }
 
-// Where another copy serves the new relay address, all stays as it was. What else
-// is wrong there may be mended later.
+// Where another copy serves one of the new relay addresses, all stays as it was,
+// and what was opened by then serves when that one has gone. What else is wrong
+// may be mended later.
 func TestConfigureRefused(t *testing.T) {
 	bubble(t, func(t *testing.T, l *lan) {
 		l.attach(newDHCPD(server1))
@@ -168,13 +174,42 @@ func TestConfigureRefused(t *testing.T) {
 		if err := c.Configure(asking(relay1, server1)); err != nil {
 			t.Fatal(err)
 		}
+		third := ip("10.10.0.4")
+		c.source = func(to netip.AddrPort) (netip.Addr, error) {
+			if to == server2 {
+				return otherRelay, nil
+			}
+			return third, nil
+		}
 		wrong = fmt.Errorf("%w there", ErrSecondCopy)
-		if err := c.Configure(asking(otherRelay, server2)); !errors.Is(err, ErrSecondCopy) {
-			t.Errorf("error %v", err)
+		for _, settings := range []lease.Options{asking(otherRelay, server2), asking(netip.IPv4Unspecified(), server1, server2)} {
+			if err := c.Configure(settings); !errors.Is(err, ErrSecondCopy) {
+				t.Errorf("error %v", err)
+			}
+			if _, err := c.Acquire(within(t, usual), want(home, mac1)); err != nil {
+				t.Errorf("with the former settings: %v", err)
+			}
+		}
+		if got := l.asked(request); !slices.Equal(got, []string{"10.10.0.2>10.10.0.1", "10.10.0.2>10.10.0.1"}) {
+			t.Errorf("with the former settings: requests %v", got)
+		}
+		if err := c.Alive(within(t, time.Second)); err != nil {
+			t.Error(err)
+		}
+		wrong = nil
+		if err := c.Configure(asking(netip.IPv4Unspecified(), server1, server2)); err != nil {
+			t.Error(err)
 		}
 		if _, err := c.Acquire(within(t, usual), want(home, mac1)); err != nil {
-			t.Errorf("with the former settings: %v", err)
+			t.Error(err)
 		}
+		if got := l.asked(request)[2:]; !slices.Equal(got, []string{"10.10.0.4>10.10.0.1"}) {
+			t.Errorf("requests %v", got)
+		}
+		if err := c.Configure(asking(relay1, server1)); err != nil {
+			t.Fatal(err)
+		}
+		l.conn(at67(otherRelay)).stale.Store(true)
 		wrong = errors.New("no such address")
 		if err := c.Configure(asking(otherRelay, server1)); err != nil {
 			t.Error(err)

@@ -259,7 +259,7 @@ func (c *memConn) LocalAddr() net.Addr {
 }
 
 func (c *memConn) SetDeadline(time.Time) error      { return errors.ErrUnsupported }
-func (c *memConn) SetWriteDeadline(time.Time) error { return errors.ErrUnsupported }
+func (c *memConn) SetWriteDeadline(time.Time) error { return nil } // it never waits
 
 // SetReadDeadline knows deadlines in the past, and none.
 func (c *memConn) SetReadDeadline(t time.Time) error {

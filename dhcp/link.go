@@ -31,9 +31,8 @@ type Link struct {
 
 	// reader is that of the socket, nil while there is none.
 	reader atomic.Pointer[reader]
-	pulse  lease.Pulse[struct{}]
-	// retired: the socket is to be closed when no exchange waits.
-	retired atomic.Bool
+	// openable and readable ask whether these hang.
+	openable, readable lease.Pulse[struct{}]
 
 	// opening is held while the socket is opened or exchanged, and guards what
 	// follows. Exchanges outlive their socket: they wait on the link.
@@ -179,37 +178,22 @@ func (l *Link) Close() error {
 	return l.end()
 }
 
-// retire closes the socket as soon as no exchange waits: its address and port
-// are then free for others. An exchange that comes later opens it again.
-func (l *Link) retire() {
-	l.retired.Store(true)
-	l.endRetired()
-}
-
-func (l *Link) endRetired() {
-	l.opening.Lock()
-	defer l.opening.Unlock()
-	l.mu.Lock()
-	idle := len(l.waiting) == 0
-	l.mu.Unlock()
-	if !idle || !l.retired.Swap(false) || l.socket.PacketConn == nil {
-		return
-	}
-	l.log.Info("link closed: the settings don't name it any more", "at", l.place)
-	// That closing it fails changes nothing.
-	_ = l.end()
-}
-
-// alive returns nil as soon as the link's reader has shown that it reads, or
-// there is none.
+// alive returns nil as soon as nobody is opening the link any more and its
+// reader has shown that it reads, or there is none.
 func (l *Link) alive(ctx context.Context) error {
-	_, err := l.pulse.Ask(ctx, func() (none struct{}) {
+	if _, err := l.openable.Ask(ctx, func() (none struct{}) {
+		l.opening.Lock()
+		defer l.opening.Unlock()
+		return none
+	}); err != nil {
+		return fmt.Errorf("open %s: %w", l.place, err)
+	}
+	if _, err := l.readable.Ask(ctx, func() (none struct{}) {
 		if r := l.reader.Load(); r != nil {
 			r.poke()
 		}
 		return none
-	})
-	if err != nil {
+	}); err != nil {
 		return fmt.Errorf("read what comes to %s: %w", l.place, err)
 	}
 	return nil
@@ -328,13 +312,13 @@ func (l *Link) await(key exchangeKey, clientID []byte, to chan<- reply) {
 
 func (l *Link) forget(key exchangeKey) {
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	delete(l.waiting, key)
-	idle := len(l.waiting) == 0
-	l.mu.Unlock()
-	if idle && l.retired.Load() {
-		l.endRetired()
-	}
 }
+
+// sendTime is how long a message may wait for room in the socket's buffer, as
+// where an interface sends nothing: an exchange sends it again anyway.
+const sendTime = time.Second
 
 // send sends a message on a path of this link.
 func (l *Link) send(m message, p path) error {
@@ -343,6 +327,9 @@ func (l *Link) send(m message, p path) error {
 		return err
 	}
 	m.place = l.place
+	// Those who send at the same time share it. It fails on a closed socket, to
+	// which nothing can be written either.
+	_ = s.SetWriteDeadline(time.Now().Add(sendTime))
 	if l.broadcast() {
 		to := station{mac: p.station, addr: p.to}
 		if m.options.EtherSource == lease.SourceContainer {

@@ -8,9 +8,10 @@ import (
 )
 
 const (
-	// overdueTime is how late an attempt may begin, beyond the longest request,
-	// which may hold its MAC's claim for as long.
-	overdueTime = 2 * time.Minute
+	// overdueTime is how long whoever acts on a MAC may go on when the time to
+	// ask servers is over: for two commits, each of which waits for another's. Of
+	// one that takes longer than a minute the store tells.
+	overdueTime = 4 * time.Minute
 	// alivePace is the time between two looks at attempts that are overdue: a
 	// process that was stopped, or had no processor, needs a moment for them.
 	alivePace = time.Second
@@ -42,9 +43,9 @@ func (m *Manager) Alive(ctx context.Context) error {
 	}
 }
 
-// late names an attempt that should have begun long ago. One that waits for a
-// keeper at work on its lease, or for a request, isn't late before these are. Time
-// counts as timers do, which stand still while the machine sleeps.
+// late names an attempt that should have begun or ended long ago. One that waits
+// for a keeper at work on its lease, or for a request, isn't late before these
+// are. Time counts as timers do, which stand still while the machine sleeps.
 func (m *Manager) late() error {
 	limit := max(m.timeout, FirstWait) + overdueTime
 	m.mu.Lock()
@@ -52,15 +53,16 @@ func (m *Manager) late() error {
 	now := time.Now()
 	for _, p := range m.pools {
 		for mac, e := range p.byMAC {
-			by := now.Sub(e.due)
-			if e.due.IsZero() || by <= limit {
-				continue
-			}
 			c := p.claims[mac]
 			switch {
+			case c != nil && c.interrupt != nil:
+				if over := now.Sub(c.until); over > overdueTime {
+					return fmt.Errorf("keep lease %s: the attempt that was to end %s ago goes on", inWords(e.lease), over.Round(time.Second))
+				}
+			case e.due.IsZero() || now.Sub(e.due) <= limit:
 			case c == nil:
-				return fmt.Errorf("keep lease %s: the attempt that was due %s ago has not begun", inWords(e.lease), by.Round(time.Second))
-			case c.interrupt == nil && now.Sub(c.since) > limit:
+				return fmt.Errorf("keep lease %s: the attempt that was due %s ago has not begun", inWords(e.lease), now.Sub(e.due).Round(time.Second))
+			case now.Sub(c.since) > limit:
 				return fmt.Errorf("keep lease %s: a request about it has not ended for %s", inWords(e.lease), now.Sub(c.since).Round(time.Second))
 			}
 		}

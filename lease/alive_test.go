@@ -43,7 +43,7 @@ func TestStuckStoreAndClient(t *testing.T) {
 
 // A client that never returns, whatever its ctx says, keeps a MAC's claim for
 // ever. That is an alarm as soon as no request could last that long: 60s of the
-// longest and 2m. The keeper interrupted by the request was due 1s after it.
+// longest and 4m. The keeper interrupted by the request was due 1s after it.
 func TestRequestThatNeverEnds(t *testing.T) {
 	inWorld(t, func(w *world) {
 		pool := w.pool()
@@ -57,17 +57,79 @@ func TestRequestThatNeverEnds(t *testing.T) {
 			return lease.Lease{}, lease.ErrNoAnswer
 		})
 		go func() { _, _ = w.manager.Acquire(w.Context(), pool, ep(1, "")) }()
-		time.Sleep(3 * time.Minute)
+		time.Sleep(5 * time.Minute)
 		w.works(w.alive())
 		time.Sleep(2 * time.Second)
 		w.alarm.set("192.0.2.10")
-		w.fails(w.alive(), "keep lease 192.0.2.10 of 02:00:00:00:00:01: a request about it has not ended for 3m")
+		w.fails(w.alive(), "keep lease 192.0.2.10 of 02:00:00:00:00:01: a request about it has not ended for 5m")
 		close(hangs)
 		w.works(w.alive())
 		w.server.up()
 		time.Sleep(2 * time.Minute)
 		w.alarm.set("")
 		w.holds("192.0.2.10 bound")
+	})
+}
+
+// A client that never returns from a keeper's attempt is an alarm 4m after the
+// attempt's end. That is when the next one is due, half way from T1 at 30m to T2
+// at 52m30s, or when something interrupts it.
+func TestAttemptThatNeverEnds(t *testing.T) {
+	for name, c := range map[string]struct {
+		end     time.Duration // of the attempt, after the grant
+		disturb func(w *world, pool string)
+	}{
+		"undisturbed": {30*time.Minute + (22*time.Minute+30*time.Second)/2, func(*world, string) {}},
+		"interrupted by a request": {31 * time.Minute, func(w *world, pool string) {
+			_, err := w.manager.Acquire(w.Context(), pool, ep(1, ""))
+			w.fails(err, "wait for another request about 02:00:00:00:00:01")
+		}},
+		"interrupted by other options": {31 * time.Minute, func(w *world, _ string) {
+			w.manager.Configure(lease.Options{ClientID: lease.ClientIDMAC, Servers: []lease.Server{{Host: "198.51.100.1", Port: 67}}})
+			time.Sleep(time.Minute)
+			w.manager.Configure(byMAC)
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				granted := time.Now()
+				pool := w.pool()
+				w.acquire(pool, ep(1, ""))
+				hangs := make(chan struct{})
+				w.server.onExtend.set(func(context.Context, lease.Lease) (lease.Lease, error) {
+					<-hangs
+					return lease.Lease{}, lease.ErrNoAnswer
+				})
+				time.Sleep(31 * time.Minute)
+				c.disturb(w, pool)
+				time.Sleep(time.Until(granted.Add(c.end + 4*time.Minute)))
+				w.works(w.alive())
+				time.Sleep(2 * time.Second)
+				w.alarm.set("192.0.2.10")
+				w.fails(w.alive(), "keep lease 192.0.2.10 of 02:00:00:00:00:01: the attempt that was to end 4m")
+				w.server.onExtend.set(nil)
+				close(hangs)
+				w.works(w.alive())
+				time.Sleep(2 * time.Minute)
+				w.alarm.set("")
+				w.holds("192.0.2.10 bound")
+			})
+		})
+	}
+}
+
+// A disk that takes just under a minute for each commit is no alarm here, where
+// each waits for another's too.
+func TestSlowDiskIsNoAlarm(t *testing.T) {
+	inWorld(t, func(w *world) {
+		pool := w.pool()
+		w.acquire(pool, ep(1, ""))
+		w.store.before.set(func(string) error { time.Sleep(118 * time.Second); return nil })
+		for n := range 10 {
+			_, _ = w.manager.Acquire(w.Context(), pool, ep(2, ""))
+			w.server.onExtend.set([]func(context.Context, lease.Lease) (lease.Lease, error){nil, silent}[n%2])
+			time.Sleep(20 * time.Minute)
+		}
 	})
 }
 

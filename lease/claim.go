@@ -11,7 +11,17 @@ type claim struct {
 	// interrupt ends the holder's action early; nil where it must finish.
 	interrupt context.CancelFunc
 	since     time.Time
-	done      chan struct{}
+	// until is when a keeper's attempt ends, but for what is then left to store.
+	until time.Time
+	done  chan struct{}
+}
+
+// interruptLocked ends a keeper's attempt now.
+func (c *claim) interruptLocked() {
+	if now := time.Now(); now.Before(c.until) {
+		c.until = now
+	}
+	c.interrupt()
 }
 
 // claim waits until nobody else acts on the MAC and returns the function that
@@ -43,7 +53,10 @@ func takeClaim[K comparable](ctx context.Context, m *Manager, claims map[K]*clai
 		held := claims[key]
 		if held == nil {
 			mine.since = time.Now()
+			mine.until = mine.since
 			claims[key] = mine
+		} else if interrupt == nil && held.interrupt != nil {
+			held.interruptLocked()
 		}
 		m.mu.Unlock()
 		if held == nil {
@@ -53,9 +66,6 @@ func takeClaim[K comparable](ctx context.Context, m *Manager, claims map[K]*clai
 				m.mu.Unlock()
 				close(mine.done)
 			}, nil
-		}
-		if interrupt == nil && held.interrupt != nil {
-			held.interrupt()
 		}
 		select {
 		case <-held.done:

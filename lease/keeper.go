@@ -47,7 +47,7 @@ func (m *Manager) armLocked(which func(*entry) bool) (overdue int) {
 					if now.Sub(e.began) < startOver {
 						continue
 					}
-					c.interrupt()
+					c.interruptLocked()
 				}
 				at = now.Add(time.Duration(overdue) * overdueSpacing)
 				overdue++
@@ -116,6 +116,7 @@ func (m *Manager) keep(p *pool, e *entry, turn int) {
 	unconfirmed, told := e.unconfirmed > 0, e.told
 	if !gone {
 		e.began, e.due = now, time.Time{}
+		p.claims[mac].until = time.Now().Add(next.Sub(now))
 	}
 	m.mu.Unlock()
 	if gone {

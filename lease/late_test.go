@@ -9,26 +9,29 @@ import (
 )
 
 // An attempt is late when it is overdue by more than the longest request may take
-// and 2m, unless a keeper is at work on its lease or requests come and go.
+// and 4m, unless a keeper is at work on its lease or requests come and go. That
+// keeper is when its end is 4m ago.
 func TestLate(t *testing.T) {
-	const limit = FirstWait + 2*time.Minute
+	const limit = FirstWait + 4*time.Minute
 	mac := MAC{2, 0, 0, 0, 0, 1}
 	for name, c := range map[string]struct {
 		timeout time.Duration
 		by      time.Duration // 0: nothing is due
 		claim   *claim
-		held    time.Duration // the claim, for how long
+		held    time.Duration // the claim: for how long, beyond its end for a keeper
 		want    string
 	}{
 		"nothing due":                 {0, 0, nil, 0, ""},
 		"due in an hour":              {0, -time.Hour, nil, 0, ""},
 		"a little late":               {0, limit, nil, 0, ""},
-		"late":                        {0, limit + 1, nil, 0, "keep lease 192.0.2.10 of web (02:00:00:00:00:01): the attempt that was due 3m0s ago has not begun"},
+		"late":                        {0, limit + 1, nil, 0, "keep lease 192.0.2.10 of web (02:00:00:00:00:01): the attempt that was due 5m0s ago has not begun"},
 		"late, with longer requests":  {5 * time.Minute, limit + 1, nil, 0, ""},
-		"later, with longer requests": {5 * time.Minute, 8 * time.Minute, nil, 0, "keep lease 192.0.2.10 of web (02:00:00:00:00:01): the attempt that was due 8m0s ago has not begun"},
-		"a keeper at work":            {0, time.Hour, &claim{interrupt: func() {}}, time.Hour, ""},
+		"later, with longer requests": {5 * time.Minute, 10 * time.Minute, nil, 0, "keep lease 192.0.2.10 of web (02:00:00:00:00:01): the attempt that was due 10m0s ago has not begun"},
+		"a keeper at work":            {0, time.Hour, &claim{interrupt: func() {}}, -time.Hour, ""},
+		"a keeper that stores":        {0, time.Hour, &claim{interrupt: func() {}}, 4 * time.Minute, ""},
+		"a keeper without end":        {0, 0, &claim{interrupt: func() {}}, 4*time.Minute + time.Second, "keep lease 192.0.2.10 of web (02:00:00:00:00:01): the attempt that was to end 4m1s ago goes on"},
 		"one request after another":   {0, time.Hour, &claim{}, limit, ""},
-		"a request without end":       {0, time.Hour, &claim{}, limit + time.Second, "keep lease 192.0.2.10 of web (02:00:00:00:00:01): a request about it has not ended for 3m1s"},
+		"a request without end":       {0, time.Hour, &claim{}, limit + time.Second, "keep lease 192.0.2.10 of web (02:00:00:00:00:01): a request about it has not ended for 5m1s"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -39,7 +42,7 @@ func TestLate(t *testing.T) {
 				}
 				p := &pool{byMAC: map[MAC]*entry{mac: e}, claims: map[MAC]*claim{}}
 				if c.claim != nil {
-					c.claim.since = now.Add(-c.held)
+					c.claim.since, c.claim.until = now.Add(-c.held), now.Add(-c.held)
 					p.claims[mac] = c.claim
 				}
 				m := &Manager{timeout: c.timeout, pools: map[string]*pool{"a": p}}

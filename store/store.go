@@ -12,6 +12,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -70,13 +71,30 @@ type DB struct {
 
 	// writer is held by the one caller who commits. It comes before mu.
 	writer sync.Mutex
-	turn   lease.Pulse[struct{}]
+	// running is the commit that is on its way to the disk, nil while none is.
+	running atomic.Pointer[run]
 	// mu guards queue: the changes that no commit has taken up yet.
 	mu    sync.Mutex
 	queue []*change
 }
 
 var _ lease.Store = (*DB)(nil)
+
+// run is one commit.
+type run struct {
+	since time.Time
+	done  chan struct{} // closed when it has ended
+}
+
+// begin says that a commit begins, and the function that it has ended.
+func (db *DB) begin() (end func()) {
+	r := &run{since: time.Now(), done: make(chan struct{})}
+	db.running.Store(r)
+	return func() {
+		db.running.Store(nil)
+		close(r.done)
+	}
+}
 
 // Open opens the database in a folder, making both where they are missing,
 // with modes 0700 and 0600. Close ends it. An older schema is brought up to
@@ -236,17 +254,19 @@ func (db *DB) Load() (saved lease.Saved, err error) {
 	return saved, err
 }
 
-// Alive implements lease.Store: it waits for its turn to write.
+// Alive implements lease.Store: it waits until the commit that is on its way has
+// ended. A disk that is slow, but ends one after the other, is no alarm.
 func (db *DB) Alive(ctx context.Context) error {
-	_, err := db.turn.Ask(ctx, func() (none struct{}) {
-		db.writer.Lock()
-		defer db.writer.Unlock()
-		return none
-	})
-	if err != nil {
-		return fmt.Errorf("write to database %s: %w: does its disk answer?", db.bolt.Path(), err)
+	r := db.running.Load()
+	if r == nil {
+		return nil
 	}
-	return nil
+	select {
+	case <-r.done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("write to database %s: stuck for %s: does its disk answer?", db.bolt.Path(), time.Since(r.since).Round(time.Millisecond))
+	}
 }
 
 // Commit implements lease.Store. It returns when the change is on disk. Whoever
@@ -278,6 +298,7 @@ func (db *DB) Commit(c lease.Change) error {
 // nothing yet, so the others still go to disk. An error after that is none that
 // anybody foresaw, and takes all of them back.
 func (db *DB) commit(batch []*change) {
+	defer db.begin()()
 	// Stays when one of the changes panics, which fails all of them.
 	err := errors.New("cut short")
 	defer func() {
