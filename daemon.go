@@ -205,7 +205,7 @@ func take(passed map[string]net.Listener, s settings, drivers []lease.Driver) (m
 		}
 	}
 	if listeners[drivers[0]] == nil || len(listeners) < len(passed) {
-		return nil, fmt.Errorf("systemd listens on %s for this daemon, which by %s and %s is to serve %s: set them back, or have oam-docker-ipam.socket say the same: systemctl edit oam-docker-ipam.socket, write [Socket], ListenStream= and %s, each on a line of its own, and then systemctl restart oam-docker-ipam.socket",
+		return nil, fmt.Errorf("systemd listens on %s for this daemon, which by %s and %s is to serve %s: set them back, or have oam-docker-ipam.socket say the same: systemctl stop oam-docker-ipam.socket, systemctl edit oam-docker-ipam.socket, write [Socket], ListenStream= and %s, each on a line of its own, and systemctl start oam-docker-ipam.socket",
 			strings.Join(slices.Sorted(maps.Keys(passed)), " and "), keyDriverName, keySocket, s.socket, strings.Join(lines, ", "))
 	}
 	return listeners, nil

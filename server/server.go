@@ -56,7 +56,7 @@ const maxSocketPath = 107
 func Listen(path string) (net.Listener, error) {
 	l, err := listen(path)
 	if errors.Is(err, fs.ErrPermission) {
-		err = fmt.Errorf("%w: run this as root, or have systemd make the socket (systemctl start oam-docker-ipam)", err)
+		err = fmt.Errorf("%w: run this as root, or have systemd make the socket (systemctl restart oam-docker-ipam.socket)", err)
 	}
 	return l, err
 }

@@ -39,7 +39,7 @@ func explainRights(folder, path string, err error) error {
 		case !ours:
 			return fmt.Errorf("%w: %s", err, elsewhere)
 		}
-		return fmt.Errorf("%w: give the daemon a DATA_DIR that it may write to; a package's may write to %s after: %ssystemctl edit oam-docker-ipam.service, with the lines [Service] and ReadWritePaths=%[2]s, and systemctl restart oam-docker-ipam", err, folder, first)
+		return fmt.Errorf("%w: give the daemon a DATA_DIR that it may write to; a package's may write to %s after: %ssystemctl edit oam-docker-ipam.service, with the lines [Service] and ReadWritePaths=-%[2]s, and systemctl restart oam-docker-ipam", err, folder, first)
 	}
 	there, owner := nearest(path)
 	advice := elsewhere

@@ -165,7 +165,7 @@ func TestReadOnly(t *testing.T) {
 	} {
 		path := filepath.Join(folder, File)
 		err := explainRights(folder, path, &os.PathError{Op: "open", Path: path, Err: unix.EROFS})
-		for _, part := range []string{"read-only file system", "DATA_DIR", part, "ReadWritePaths=" + folder + ","} {
+		for _, part := range []string{"read-only file system", "DATA_DIR", part, "ReadWritePaths=-" + folder + ","} {
 			if !strings.Contains(err.Error(), part) {
 				t.Errorf("%q lacks %q", err, part)
 			}

@@ -17,7 +17,7 @@ func TestDropIns(t *testing.T) {
 	s.fails("systemctl", "start", name)
 	s.logged("/srv/leases", "read-only file system")
 
-	s.dropIn("data.conf", "[Service]\nReadWritePaths=/srv/leases\n")
+	s.dropIn("data.conf", "[Service]\nReadWritePaths=-/srv/leases\n")
 	s.dropIn("docker.conf", "[Service]\nSupplementaryGroups=docker\n")
 	s.run("systemctl", "restart", name)
 	s.run("test", "-s", "/srv/leases/"+name+".db")
