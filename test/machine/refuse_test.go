@@ -25,10 +25,14 @@ func TestRefusals(t *testing.T) {
 	s.configure("DRIVER_NAME=other\n")
 	restarts("/run/docker/plugins/talkingdata.sock", "ListenStream=/run/docker/plugins/other.sock", "systemctl edit oam-docker-ipam.socket")
 	// … and what it asks for.
+	s.run("systemctl", "stop", name+".socket")
 	edit := "/etc/systemd/system/oam-docker-ipam.socket.d/override.conf"
 	s.write(edit, "[Socket]\nListenStream=\nListenStream=/run/docker/plugins/other.sock\nListenStream=/run/docker/plugins/other-ipvlan.sock\n")
 	s.run("systemctl", "daemon-reload")
-	s.run("systemctl", "restart", name+".socket")
+	s.run("systemctl", "start", name+".socket")
+	if left := s.run("find", "/run/docker/plugins", "-name", "talkingdata*"); left != "" {
+		t.Errorf("sockets that nobody serves are left for Docker to try: %s", left)
+	}
 	s.docker("network", "create", "-d", "macvlan", "--ipam-driver=other", "--subnet=10.10.0.0/24", "-o", "parent=eth0", "other")
 	s.docker("network", "rm", "other")
 	s.run("systemctl", "stop", name+".socket")
