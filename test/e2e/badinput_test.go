@@ -57,7 +57,7 @@ func TestUnusableDatabase(t *testing.T) {
 	s := newHost(t, lab.Kea, lab.DHCPConfig{})
 	check(t, s.daemon.Start())
 	pool := s.pool()
-	addr := s.acquire(pool, scatteredMAC(1))
+	addr := s.acquire(pool, lab.ScatteredMAC(1))
 	check(t, s.daemon.Stop())
 	name := filepath.Join(s.daemon.DataDir, "oam-docker-ipam.db")
 	good := must(os.ReadFile(name))(t)
@@ -107,7 +107,7 @@ func TestUnusableDatabase(t *testing.T) {
 	// without the database.
 	check(t, os.Remove(name))
 	check(t, s.daemon.Start())
-	if again := s.acquire(pool, scatteredMAC(1)); again != addr {
+	if again := s.acquire(pool, lab.ScatteredMAC(1)); again != addr {
 		t.Errorf("the same MAC had %s and now has %s", addr, again)
 	}
 	check(t, s.daemon.Stop())
@@ -129,11 +129,11 @@ func TestReadOnlyDataFolder(t *testing.T) {
 	}
 	remount("for writing", 0)
 	check(t, s.daemon.Start())
-	addr := s.acquire(s.pool(), scatteredMAC(1))
+	addr := s.acquire(s.pool(), lab.ScatteredMAC(1))
 	check(t, s.daemon.Stop())
 	remount("read-only", unix.MS_REMOUNT|unix.MS_RDONLY)
 	mentions(t, doesNotStart(t, s.daemon), "open database "+s.daemon.DataDir, "read-only file system")
-	s.leased(addr, scatteredMAC(1))
+	s.leased(addr, lab.ScatteredMAC(1))
 	remount("for writing again", unix.MS_REMOUNT)
 	check(t, s.daemon.Start())
 	s.known(addr)
@@ -145,12 +145,12 @@ func TestNoServerConfigured(t *testing.T) {
 	s.daemon.Flags = nil
 	check(t, s.daemon.Start())
 	_, err := s.requestPool("10.10.0.0/24", nil)
-	if !errors.Is(err, errRefused) {
+	if !errors.Is(err, lab.ErrRefused) {
 		t.Fatalf("a network without a DHCP server: %v", err)
 	}
 	mentions(t, err.Error(), "no DHCP server is configured", "DHCP_SERVER", "--ipam-opt dhcp_server=")
 	pool := must(s.requestPool("10.10.0.0/24", map[string]string{"dhcp_server": "10.10.0.1"}))(t)
-	s.acquire(pool, scatteredMAC(1))
+	s.acquire(pool, lab.ScatteredMAC(1))
 }
 
 // A server's name that can't be resolved is reported by each request, until it
@@ -175,7 +175,7 @@ func TestServerNameComesLater(t *testing.T) {
 	check(t, s.daemon.Start())
 	began := time.Now()
 	_, err := s.requestPool("10.10.0.0/24", nil)
-	if took := time.Since(began); !errors.Is(err, errRefused) || took > 9*time.Second {
+	if took := time.Since(began); !errors.Is(err, lab.ErrRefused) || took > 9*time.Second {
 		t.Fatalf("a network of an unknown server, after %v: %v", took, err)
 	}
 	mentions(t, err.Error(), "resolve DHCP server dhcp.example", "127.0.0.1:53")
@@ -186,5 +186,5 @@ func TestServerNameComesLater(t *testing.T) {
 		pool, err = s.requestPool("10.10.0.0/24", nil)
 		return err
 	})
-	s.acquire(pool, scatteredMAC(1))
+	s.acquire(pool, lab.ScatteredMAC(1))
 }

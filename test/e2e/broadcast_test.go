@@ -223,7 +223,7 @@ func TestBroadcastBehindRelay(t *testing.T) {
 		must(relay.StartRelay("eth0", "eth1", "10.40.0.1"))(t)
 		s.daemon = must(host.StartDaemon(l.Scratch+"/talkingdata.sock", "--debug", "--dhcp-interface", "eth0"))(t)
 		wire := s.wire("eth0")
-		pool, mac := s.pool(), scatteredMAC(1)
+		pool, mac := s.pool(), lab.ScatteredMAC(1)
 		addr := s.acquire(pool, mac)
 		if known := s.known(addr); known.Server.String() != "10.40.0.1" {
 			t.Errorf("the daemon has %s from %s", addr, known.Server)
@@ -308,7 +308,7 @@ func TestBroadcastInterfacesChange(t *testing.T) {
 				s := s.on(s.dhcp)
 				s.T = t
 				pool := must(s.requestPool("10.10.0.0/24", map[string]string{"dhcp_interface": change.ifname, "probe": "off"}))(t)
-				mac := scatteredMAC(3 * n)
+				mac := lab.ScatteredMAC(3 * n)
 				addr := s.acquire(pool, mac)
 				s.moveIn(fmt.Sprintf("c%d", n), change.ifname, mac, addr)
 				s.renewed(addr, s.leased(addr, mac).Expires)
@@ -316,11 +316,11 @@ func TestBroadcastInterfacesChange(t *testing.T) {
 				addrs := []netip.Addr{addr}
 				if change.says == nil {
 					s.renewed(addr, s.leased(addr, mac).Expires)
-					addrs = append(addrs, s.acquire(pool, scatteredMAC(3*n+1)))
+					addrs = append(addrs, s.acquire(pool, lab.ScatteredMAC(3*n+1)))
 				} else {
 					s.becomes(addr.String(), "renewing")
-					_, err := s.requestAddress(pool, scatteredMAC(3*n+1))
-					if !errors.Is(err, errRefused) {
+					_, err := s.requestAddress(pool, lab.ScatteredMAC(3*n+1))
+					if !errors.Is(err, lab.ErrRefused) {
 						t.Errorf("a container on an interface that is %s: %v", change.name, err)
 					} else {
 						mentions(t, err.Error(), change.says...)
@@ -329,7 +329,7 @@ func TestBroadcastInterfacesChange(t *testing.T) {
 				until := s.leased(addr, mac).Expires
 				change.back()
 				s.renewed(addr, until)
-				addrs = append(addrs, s.acquire(pool, scatteredMAC(3*n+2)))
+				addrs = append(addrs, s.acquire(pool, lab.ScatteredMAC(3*n+2)))
 				s.only(addrs...)
 				s.releasePool(pool)
 				s.notLeased()
@@ -350,13 +350,13 @@ func TestBroadcastAtOnce(t *testing.T) {
 		var addrs [many]netip.Addr
 		began := time.Now()
 		inParallel(t, many, many, func(n int) (err error) {
-			addrs[n], err = s.requestAddress(pool, scatteredMAC(n))
+			addrs[n], err = s.requestAddress(pool, lab.ScatteredMAC(n))
 			return err
 		})
 		t.Logf("%d leases from %s took %v", many, kind.Name, time.Since(began))
 		s.only(slices.Clone(addrs[:])...)
 		for n, addr := range addrs {
-			s.leased(addr, scatteredMAC(n))
+			s.leased(addr, lab.ScatteredMAC(n))
 		}
 		inParallel(t, many, many, func(n int) error { return s.releaseAddress(pool, addrs[n]) })
 		s.notLeased()
@@ -412,7 +412,7 @@ func TestOnlyDHCPOnTheWire(t *testing.T) {
 		} {
 			wire := s.wire("eth0")
 			pool := must(s.requestPool("10.10.0.0/24", mode.options))(t)
-			mac := scatteredMAC(n)
+			mac := lab.ScatteredMAC(n)
 			containers[mac] = true
 			addr := s.acquire(pool, mac)
 			s.moveIn(fmt.Sprintf("c%d", n), "eth0", mac, addr)
@@ -513,7 +513,7 @@ func TestBothModes(t *testing.T) {
 		for i, options := range []map[string]string{{}, global.network} {
 			options["probe"] = "off"
 			pool := must(s.requestPool("10.10.0.0/24", options))(t)
-			mac := scatteredMAC(2*n + i)
+			mac := lab.ScatteredMAC(2*n + i)
 			addr := s.acquire(pool, mac)
 			check(t, s.releaseAddress(pool, addr))
 			s.notLeased()

@@ -86,28 +86,28 @@ func TestConflict(t *testing.T) {
 			unchecked := must(s.requestPool("10.10.0.0/24", map[string]string{"conflict_check": "off", "conflict_interface": "eth0"}))(t)
 			had := map[string]netip.Addr{}
 			for n, pool := range []string{checked, unchecked} {
-				had[pool] = s.acquire(pool, scatteredMAC(n))
+				had[pool] = s.acquire(pool, lab.ScatteredMAC(n))
 				check(t, s.releaseAddress(pool, had[pool]))
 				s.notLeased(had[pool])
 				q.take(had[pool])
 			}
 
-			if addr := s.acquire(unchecked, scatteredMAC(1)); addr != had[unchecked] {
+			if addr := s.acquire(unchecked, lab.ScatteredMAC(1)); addr != had[unchecked] {
 				t.Errorf("unchecked: got %s, had %s: the squatter proves nothing", addr, had[unchecked])
 			}
 			began := time.Now()
-			addr := s.acquire(checked, scatteredMAC(0))
+			addr := s.acquire(checked, lab.ScatteredMAC(0))
 			if took := time.Since(began); took < 10*time.Second || took > 15*time.Second {
 				t.Errorf("another address took %v", took)
 			}
 			if addr == had[checked] || addr == had[unchecked] {
 				t.Errorf("checked: got the squatter's %s", addr)
 			}
-			s.declined(had[checked], scatteredMAC(0))
+			s.declined(had[checked], lab.ScatteredMAC(0))
 			if lines := s.said(saidConflict); len(lines) != 1 {
 				t.Errorf("the conflict is told %d times: %q", len(lines), lines)
 			} else {
-				mentions(t, lines[0], "address="+had[checked].String(), "mac="+scatteredMAC(0), "used by\"="+q.mac, "interface=eth0", "server="+firstServer)
+				mentions(t, lines[0], "address="+had[checked].String(), "mac="+lab.ScatteredMAC(0), "used by\"="+q.mac, "interface=eth0", "server="+firstServer)
 			}
 			s.all(time.Second, "bound", addr, had[unchecked])
 			s.only(addr, had[unchecked])
@@ -185,7 +185,7 @@ func TestConflictCheckTime(t *testing.T) {
 		for range times {
 			mac++
 			began := time.Now()
-			addr := must(s.requestAddress(pool, scatteredMAC(mac)))(t)
+			addr := must(s.requestAddress(pool, lab.ScatteredMAC(mac)))(t)
 			took := time.Since(began)
 			check(t, s.releaseAddress(pool, addr))
 			if least == 0 || took < least {
@@ -217,12 +217,12 @@ func TestConflictInterfaceGone(t *testing.T) {
 	s := newHost(t, lab.Kea, lab.DHCPConfig{}, "--conflict-check", "on", "--conflict-interface", "eth1")
 	check(t, s.daemon.Start())
 	pool := s.pool()
-	addr := s.acquire(pool, scatteredMAC(1))
+	addr := s.acquire(pool, lab.ScatteredMAC(1))
 	must(s.net.Host.Run("ip", "link", "set", "eth1", "down"))(t)
 	refused := func(words ...string) {
 		t.Helper()
-		_, err := s.requestAddress(pool, scatteredMAC(2))
-		if !errors.Is(err, errRefused) {
+		_, err := s.requestAddress(pool, lab.ScatteredMAC(2))
+		if !errors.Is(err, lab.ErrRefused) {
 			t.Fatalf("an address that can't be probed: %v", err)
 		}
 		mentions(t, err.Error(), words...)

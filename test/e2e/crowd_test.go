@@ -21,7 +21,7 @@ func TestAllReleasesArrive(t *testing.T) {
 			pool := must(s.requestPool("10.10.0.0/16", nil))(t)
 			addresses := make([]netip.Addr, leases)
 			inParallel(t, 16, leases, func(n int) (err error) {
-				addresses[n], err = s.requestAddress(pool, scatteredMAC(n))
+				addresses[n], err = s.requestAddress(pool, lab.ScatteredMAC(n))
 				return err
 			})
 			// Half of them one by one, as containers that stop, the rest with

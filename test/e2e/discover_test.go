@@ -145,8 +145,8 @@ func TestDiscover(t *testing.T) {
 
 		check(t, s.daemon.Start())
 		pool := s.pool()
-		kept := s.acquire(pool, scatteredMAC(0))
-		until := s.leased(kept, scatteredMAC(0)).Expires
+		kept := s.acquire(pool, lab.ScatteredMAC(0))
+		until := s.leased(kept, lab.ScatteredMAC(0)).Expires
 		s.offers(firstServer, a, relayed...)
 		s.offers(firstServer, a, broadcast...)
 		s.renewed(kept, until)
@@ -160,7 +160,7 @@ func TestDiscover(t *testing.T) {
 			}
 		}
 		// It hears the answers of its own.
-		other := s.acquire(pool, scatteredMAC(1))
+		other := s.acquire(pool, lab.ScatteredMAC(1))
 		check(t, errors.Join(s.releaseAddress(pool, kept), s.releaseAddress(pool, other)))
 		s.notLeased()
 	})

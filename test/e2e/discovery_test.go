@@ -176,7 +176,7 @@ func TestDiscoveryRefused(t *testing.T) {
 	silent.Wait()
 	check(t, silence)
 	mentions(t, s.daemon.Log(), "no DHCP server answered the probe", "asked by broadcast on interface eth5")
-	if !errors.Is(learned, errRefused) {
+	if !errors.Is(learned, lab.ErrRefused) {
 		t.Errorf("a subnet was learned from nobody: %v", learned)
 	} else {
 		mentions(t, learned.Error(), "no DHCP server answered", "interface eth5", "--subnet", "--gateway")
@@ -264,7 +264,7 @@ func TestDiscoveryOfOddOffers(t *testing.T) {
 				t.Errorf("%s: subnet %s and gateway %s", test.name, answers[i].Pool, gateway)
 			}
 			mentions(t, s.daemon.Log(), "router is no host of the subnet", "10.99.0.1")
-		case !errors.Is(errs[i], errRefused):
+		case !errors.Is(errs[i], lab.ErrRefused):
 			t.Errorf("%s: learned %v: %v", test.name, answers[i], errs[i])
 		default:
 			mentions(t, errs[i].Error(), test.says...)

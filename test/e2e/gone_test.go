@@ -30,20 +30,20 @@ func TestCallerGoesInTheMiddle(t *testing.T) {
 			t.Run("before the OFFER", func(t *testing.T) {
 				discovers := s.count(s.net.Server, discover)
 				check(t, syscall.Kill(s.dhcp.Pid(), syscall.SIGSTOP))
-				s.goAway(pool, scatteredMAC(1), func() { s.reached(discovers, 1) })
+				s.goAway(pool, lab.ScatteredMAC(1), func() { s.reached(discovers, 1) })
 				check(t, syscall.Kill(s.dhcp.Pid(), syscall.SIGCONT))
 				// The server works through what has queued before it serves
 				// this one.
-				addr := s.acquire(pool, scatteredMAC(2))
+				addr := s.acquire(pool, lab.ScatteredMAC(2))
 				s.onlyLease(addr)
 				check(t, s.releaseAddress(pool, addr))
 			})
 			t.Run("before the ACK", func(t *testing.T) {
 				let := s.dropFromServer(ack)
-				s.goAway(pool, scatteredMAC(3), func() {
+				s.goAway(pool, lab.ScatteredMAC(3), func() {
 					// The server has given the lease, and we don't know yet.
 					eventually(t, 5*time.Second, func() error {
-						if s.serverMACs()[scatteredMAC(3)].IsValid() {
+						if s.serverMACs()[lab.ScatteredMAC(3)].IsValid() {
 							return nil
 						}
 						return errors.New("the server has no lease yet")
@@ -100,7 +100,7 @@ func TestCallersGoAtRandomMoments(t *testing.T) {
 	var usual time.Duration
 	for n := range 20 {
 		began := time.Now()
-		addr := must(s.requestAddress(pool, scatteredMAC(callers+n)))(t)
+		addr := must(s.requestAddress(pool, lab.ScatteredMAC(callers+n)))(t)
 		usual += time.Since(began) / 20
 		check(t, s.releaseAddress(pool, addr))
 	}
@@ -127,7 +127,7 @@ func TestCallersGoAtRandomMoments(t *testing.T) {
 		})
 	}
 	for n := range callers {
-		macs <- scatteredMAC(n)
+		macs <- lab.ScatteredMAC(n)
 	}
 	close(macs)
 	asking.Wait()
@@ -169,15 +169,15 @@ func TestLostACKs(t *testing.T) {
 			pool := s.pool()
 			let := s.dropFromServer(ack)
 			began := time.Now()
-			_, err := s.requestAddress(pool, scatteredMAC(1))
+			_, err := s.requestAddress(pool, lab.ScatteredMAC(1))
 			took := time.Since(began)
-			if !errors.Is(err, errRefused) || took > 3*time.Second {
+			if !errors.Is(err, lab.ErrRefused) || took > 3*time.Second {
 				t.Fatalf("after %v: %v", took, err)
 			}
 			mentions(t, err.Error(), "DHCP server 10.10.0.1 offered an address and then fell silent")
 			s.notLeased()
 			let()
-			s.acquire(pool, scatteredMAC(1))
+			s.acquire(pool, lab.ScatteredMAC(1))
 		})
 	}
 }
@@ -191,22 +191,22 @@ func TestDiskFull(t *testing.T) {
 	check(t, unix.Mount("tmpfs", s.daemon.DataDir, "tmpfs", 0, "size=256k,mode=0700"))
 	check(t, s.daemon.Start())
 	pool := s.pool()
-	first := s.acquire(pool, scatteredMAC(0))
+	first := s.acquire(pool, lab.ScatteredMAC(0))
 	filler := filepath.Join(s.daemon.DataDir, "filler")
 	check(t, fill(filler))
 
 	// A few still fit into the pages that the database has.
-	addrs := map[string]netip.Addr{scatteredMAC(0): first}
+	addrs := map[string]netip.Addr{lab.ScatteredMAC(0): first}
 	var refused error
 	var last string
 	for n := 1; refused == nil && n < 90; n++ {
-		last = scatteredMAC(n)
+		last = lab.ScatteredMAC(n)
 		var addr netip.Addr
 		if addr, refused = s.requestAddress(pool, last); refused == nil {
 			addrs[last] = addr
 		}
 	}
-	if !errors.Is(refused, errRefused) {
+	if !errors.Is(refused, lab.ErrRefused) {
 		t.Fatalf("after %d leases on a full disk: %v", len(addrs), refused)
 	}
 	mentions(t, refused.Error(), "store the lease", "no space left on device")
@@ -231,7 +231,7 @@ func TestDiskFull(t *testing.T) {
 	check(t, os.Remove(filler))
 	addrs[last] = s.acquire(pool, last)
 	check(t, s.releaseAddress(pool, first))
-	delete(addrs, scatteredMAC(0))
+	delete(addrs, lab.ScatteredMAC(0))
 	agree()
 }
 

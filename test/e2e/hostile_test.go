@@ -26,7 +26,7 @@ func TestHostileRequests(t *testing.T) {
 	check(t, s.daemon.Start())
 	pid := s.daemon.Pid()
 	pool := s.pool()
-	kept := s.acquire(pool, scatteredMAC(0))
+	kept := s.acquire(pool, lab.ScatteredMAC(0))
 	ended := make(chan struct{})
 	var others sync.WaitGroup
 	others.Go(func() {
@@ -36,7 +36,7 @@ func TestHostileRequests(t *testing.T) {
 				return
 			default:
 			}
-			addr, err := s.requestAddress(pool, scatteredMAC(n))
+			addr, err := s.requestAddress(pool, lab.ScatteredMAC(n))
 			if err == nil {
 				err = s.releaseAddress(pool, addr)
 			}
@@ -173,7 +173,7 @@ func TestHostilePackets(t *testing.T) {
 	check(t, s.daemon.Start())
 	pid := s.daemon.Pid()
 	pool := s.pool()
-	kept := s.acquire(pool, scatteredMAC(0))
+	kept := s.acquire(pool, lab.ScatteredMAC(0))
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 
@@ -192,7 +192,7 @@ func TestHostilePackets(t *testing.T) {
 		random := rand.New(rand.NewPCG(seed, 0))
 		to := &net.UDPAddr{IP: net.IPv4(10, 10, 0, 2), Port: 67}
 		for n := range packets {
-			if _, err := conn.WriteTo(forgery(random, scatteredMAC(int(starting.Load()))), to); err != nil {
+			if _, err := conn.WriteTo(forgery(random, lab.ScatteredMAC(int(starting.Load()))), to); err != nil {
 				t.Errorf("send packet %d: %v", n, err)
 				return
 			}
@@ -205,7 +205,7 @@ func TestHostilePackets(t *testing.T) {
 	for flooded := false; !flooded; {
 		started++
 		starting.Store(int32(started))
-		mac := scatteredMAC(started)
+		mac := lab.ScatteredMAC(started)
 		addr := s.acquire(pool, mac)
 		if !lab.SubnetA().Prefix.Contains(addr) {
 			t.Errorf("%s was given %s", mac, addr)

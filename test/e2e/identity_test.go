@@ -550,7 +550,7 @@ func TestClientIDMAC(t *testing.T) {
 		byName := must(s.requestPool("10.10.0.0/24", map[string]string{"client_id": "name"}))(t)
 		did()
 		_, err := s.ask(byName, "", randomMAC(), "")
-		if !errors.Is(err, errRefused) {
+		if !errors.Is(err, lab.ErrRefused) {
 			t.Fatalf("client_id=name without a name: %v", err)
 		}
 		mentions(t, err.Error(), "client_id=name", "29", "client_id=auto")
@@ -614,7 +614,7 @@ func TestRecordingOfEngine29(t *testing.T) {
 			began := time.Now()
 			err := s.call(t.Context(), method, call.Body, &out)
 			longest = max(longest, time.Since(began))
-			if errors.Is(err, errRefused) {
+			if errors.Is(err, lab.ErrRefused) {
 				refused++ // TestReplay in server says which and why
 			} else {
 				check(t, err)
@@ -753,7 +753,7 @@ func TestContainersStartInAnOutage(t *testing.T) {
 				for name, result := range map[string]<-chan start{"new": fresh, "gone": left} {
 					got := <-result
 					t.Logf("%s after %v: %v", name, got.took, got.err)
-					if !errors.Is(got.err, errRefused) || got.took > timeout+time.Second {
+					if !errors.Is(got.err, lab.ErrRefused) || got.took > timeout+time.Second {
 						t.Errorf("%s: %s and %v after %v", name, got.addr, got.err, got.took)
 						continue
 					}

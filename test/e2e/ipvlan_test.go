@@ -79,7 +79,7 @@ func TestIPvlanCalls(t *testing.T) {
 			t.Error("ipvlan would refuse its endpoints")
 		}
 		_, err := flat.requestPool("10.10.0.0/24", map[string]string{"dhcp_interface": "eth0"})
-		if !errors.Is(err, errRefused) {
+		if !errors.Is(err, lab.ErrRefused) {
 			t.Errorf("a network by broadcast: %v", err)
 		} else {
 			mentions(t, err.Error(), "dhcp_interface=eth0", "ipvlan", "dhcp_server")

@@ -145,8 +145,8 @@ func newWitness(s *site, hosts int) *witness {
 		for i := range 4 {
 			h.containers = append(h.containers,
 				&fakeContainer{name: fmt.Sprintf("c%d-%d", n, i)},
-				&fakeContainer{name: fmt.Sprintf("m%d-%d", n, i), mac: scatteredMAC(100*n + 2*i)},
-				&fakeContainer{mac: scatteredMAC(100*n + 2*i + 1)},
+				&fakeContainer{name: fmt.Sprintf("m%d-%d", n, i), mac: lab.ScatteredMAC(100*n + 2*i)},
+				&fakeContainer{mac: lab.ScatteredMAC(100*n + 2*i + 1)},
 				&fakeContainer{},
 			)
 		}
@@ -185,7 +185,7 @@ func (h *fakeEngine) work(ctx context.Context, random *rand.Rand) {
 // daemon's end.
 func (h *fakeEngine) failed(what string, err error, mac string) {
 	switch {
-	case errors.Is(err, errRefused):
+	case errors.Is(err, lab.ErrRefused):
 		h.Errorf("%s: %v", what, err)
 	case unreached(err):
 		time.Sleep(time.Millisecond) // the daemon needs the processor to start

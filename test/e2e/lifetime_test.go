@@ -142,7 +142,7 @@ func TestRenewalsComeInTime(t *testing.T) {
 				if test.spread {
 					time.Sleep(time.Until(began.Add(t1 * time.Duration(n) / time.Duration(test.leases))))
 				}
-				addrs[n], err = s.requestAddress(pool, scatteredMAC(n))
+				addrs[n], err = s.requestAddress(pool, lab.ScatteredMAC(n))
 				return err
 			})
 			filled := time.Since(began)
@@ -150,8 +150,8 @@ func TestRenewalsComeInTime(t *testing.T) {
 			from, before := time.Now(), processorTime(t, s.daemon.Pid())
 			eventually(t, time.Duration(test.rounds+2)*t1, func() error {
 				for n := range test.leases {
-					if got := len(requests.of(scatteredMAC(n))); got <= test.rounds {
-						return fmt.Errorf("%s sent %d REQUESTs, want %d", scatteredMAC(n), got, test.rounds+1)
+					if got := len(requests.of(lab.ScatteredMAC(n))); got <= test.rounds {
+						return fmt.Errorf("%s sent %d REQUESTs, want %d", lab.ScatteredMAC(n), got, test.rounds+1)
 					}
 				}
 				return nil
@@ -162,7 +162,7 @@ func TestRenewalsComeInTime(t *testing.T) {
 			var late []time.Duration
 			again := 0
 			for n := range test.leases {
-				got := requests.of(scatteredMAC(n))
+				got := requests.of(lab.ScatteredMAC(n))
 				for i := range test.rounds {
 					if wait := got[i+1].Sub(got[i]); wait > t1-time.Second {
 						late = append(late, wait-t1)
@@ -196,7 +196,7 @@ func TestRenewalsComeInTime(t *testing.T) {
 			}
 			leased := s.serverMACs()
 			for n, addr := range addrs {
-				if mac := scatteredMAC(n); leased[mac] != addr {
+				if mac := lab.ScatteredMAC(n); leased[mac] != addr {
 					t.Fatalf("%s was given to %s, for whom the server's table has %v", addr, mac, leased[mac])
 				}
 			}
@@ -350,8 +350,8 @@ func TestOutageOfMany(t *testing.T) {
 	pool := s.pool()
 	macs := map[netip.Addr]string{}
 	for n := range leases {
-		addr := must(s.ask(pool, fmt.Sprintf("web%d", n), scatteredMAC(n), ""))(t)
-		macs[addr] = scatteredMAC(n)
+		addr := must(s.ask(pool, fmt.Sprintf("web%d", n), lab.ScatteredMAC(n), ""))(t)
+		macs[addr] = lab.ScatteredMAC(n)
 	}
 	var addrs []netip.Addr
 	for addr := range macs {
@@ -397,7 +397,7 @@ func TestOutageOfMany(t *testing.T) {
 	s.all(40*time.Second, "bound", addrs...)
 	leased()
 	for n := range leases {
-		mac := scatteredMAC(n)
+		mac := lab.ScatteredMAC(n)
 		lines := s.said(saidLost, "mac="+mac)
 		if len(lines) != 1 {
 			t.Errorf("the loss of %s is told %d times: %q", mac, len(lines), lines)
@@ -431,7 +431,7 @@ func TestServerForgets(t *testing.T) {
 			s := newHost(t, kind, lab.DHCPConfig{RenewSeconds: 3, RebindSeconds: 60, LeaseSeconds: 120})
 			check(t, s.daemon.Start())
 			pool := s.pool()
-			mac := scatteredMAC(1)
+			mac := lab.ScatteredMAC(1)
 			addr := s.acquire(pool, mac)
 			check(t, s.dhcp.Kill())
 			check(t, s.dhcp.Forget())
@@ -448,7 +448,7 @@ func TestServerForgets(t *testing.T) {
 			if lines := s.said("level=ERROR"); len(lines) > 0 {
 				t.Errorf("errors: %q", lines)
 			}
-			if other := s.acquire(pool, scatteredMAC(2)); other == addr {
+			if other := s.acquire(pool, lab.ScatteredMAC(2)); other == addr {
 				t.Errorf("%s is given twice", addr)
 			}
 			check(t, s.releaseAddress(pool, addr))
@@ -580,7 +580,7 @@ func TestServerIgnoresSome(t *testing.T) {
 	first := netip.MustParseAddr("10.10.0.110")
 	var served, ignored []netip.Addr
 	for n := range leases {
-		if addr := s.acquire(pool, scatteredMAC(n)); addr.Less(first) {
+		if addr := s.acquire(pool, lab.ScatteredMAC(n)); addr.Less(first) {
 			ignored = append(ignored, addr)
 		} else {
 			served = append(served, addr)
@@ -629,8 +629,8 @@ func TestFailOver(t *testing.T) {
 	var addrs []netip.Addr
 	macs := map[netip.Addr]string{}
 	for n := range leases {
-		addr := s.acquire(pool, scatteredMAC(n))
-		addrs, macs[addr] = append(addrs, addr), scatteredMAC(n)
+		addr := s.acquire(pool, lab.ScatteredMAC(n))
+		addrs, macs[addr] = append(addrs, addr), lab.ScatteredMAC(n)
 		if by := s.known(addr).Server.String(); by != firstServer {
 			t.Fatalf("%s is from %s, want the primary", addr, by)
 		}
@@ -694,7 +694,7 @@ func TestRogueServer(t *testing.T) {
 	}
 
 	pool := s.pool()
-	mac := scatteredMAC(1)
+	mac := lab.ScatteredMAC(1)
 	answer := make(chan netip.Addr, 1)
 	slowly(offers, func() {
 		go func() {
@@ -831,7 +831,7 @@ func TestOnLeaseLostWithoutEngine(t *testing.T) {
 	s := newHost(t, lab.Dnsmasq, config, "--docker", "unix:///nonexistent/docker.sock", "--on-lease-lost", "restart")
 	check(t, s.daemon.Start())
 	pool := must(s.requestPool("10.10.0.0/16", nil))(t)
-	addr := s.acquire(pool, scatteredMAC(1))
+	addr := s.acquire(pool, lab.ScatteredMAC(1))
 	check(t, s.dhcp.Kill())
 	s.dhcp.Config.Subnets = []lab.Subnet{lab.SubnetA()}
 	check(t, s.dhcp.Start())
@@ -845,7 +845,7 @@ func TestOnLeaseLostWithoutEngine(t *testing.T) {
 	})
 	mentions(t, lines[0], "address="+addr.String(), "/nonexistent/docker.sock", "--docker", "DOCKER")
 	s.all(time.Second, "lost", addr)
-	other := s.acquire(pool, scatteredMAC(2))
+	other := s.acquire(pool, lab.ScatteredMAC(2))
 	if !lab.SubnetA().Prefix.Contains(other) {
 		t.Errorf("got %s", other)
 	}

@@ -34,14 +34,14 @@ func TestPacketLoss(t *testing.T) {
 	var callers sync.WaitGroup
 	for n := range containers {
 		callers.Go(func() {
-			mac, began := scatteredMAC(n), time.Now()
+			mac, began := lab.ScatteredMAC(n), time.Now()
 			addr, err := s.requestAddress(pool, mac)
 			took := time.Since(began)
 			mu.Lock()
 			defer mu.Unlock()
 			longest = max(longest, took)
 			switch {
-			case errors.Is(err, errRefused):
+			case errors.Is(err, lab.ErrRefused):
 				t.Logf("%s: %v", mac, err)
 				failed = append(failed, mac)
 			case err != nil:

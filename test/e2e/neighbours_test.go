@@ -51,13 +51,13 @@ func TestHostsOwnDHCPClient(t *testing.T) {
 				check(t, s.daemon.Start())
 				pool := must(s.requestPool("10.10.0.0/24", mode.options))(t)
 				until := host.Expires
-				kept := s.acquire(pool, scatteredMAC(0))
-				s.moveIn("c0", "eth0", scatteredMAC(0), kept)
-				keptUntil := s.leased(kept, scatteredMAC(0)).Expires
+				kept := s.acquire(pool, lab.ScatteredMAC(0))
+				s.moveIn("c0", "eth0", lab.ScatteredMAC(0), kept)
+				keptUntil := s.leased(kept, lab.ScatteredMAC(0)).Expires
 				for round := range 2 {
 					// Ours come and go while the host's lease is renewed.
 					eventually(t, 10*time.Second, func() error {
-						addr, err := s.requestAddress(pool, scatteredMAC(round+1))
+						addr, err := s.requestAddress(pool, lab.ScatteredMAC(round+1))
 						if err == nil {
 							err = s.releaseAddress(pool, addr)
 						}
@@ -160,7 +160,7 @@ func TestPort68StaysFree(t *testing.T) {
 	check(t, s.daemon.Start())
 	free("after the start")
 	pool := s.pool()
-	mac := scatteredMAC(1)
+	mac := lab.ScatteredMAC(1)
 	addr := s.acquire(pool, mac)
 	free("with a lease")
 	s.renewed(addr, s.leased(addr, mac).Expires)
@@ -192,7 +192,7 @@ func TestBesideLibvirtsDnsmasq(t *testing.T) {
 	works := func() {
 		t.Helper()
 		pool := s.pool()
-		addr := s.acquire(pool, scatteredMAC(1))
+		addr := s.acquire(pool, lab.ScatteredMAC(1))
 		must(guest.Run("busybox", "udhcpc", "-n", "-q", "-f", "-i", "eth1", "-s", "/bin/true"))(t)
 		check(t, s.releaseAddress(pool, addr))
 		s.notLeased()
@@ -252,7 +252,7 @@ func TestBesideHolderOfPort67(t *testing.T) {
 	pool := s.pool()
 	works := func() {
 		t.Helper()
-		mac := scatteredMAC(1)
+		mac := lab.ScatteredMAC(1)
 		addr := s.acquire(pool, mac)
 		s.renewed(addr, s.leased(addr, mac).Expires)
 		check(t, s.releaseAddress(pool, addr))
@@ -297,13 +297,13 @@ exec setpriv --inh-caps=-net_raw --bounding-set=-net_raw %s "$@"
 		"CAP_NET_RAW", "bind-interfaces", "LISTEN_ADDR",
 	}
 	_, err := s.requestPool("10.10.0.0/24", nil)
-	if !errors.Is(err, errRefused) {
+	if !errors.Is(err, lab.ErrRefused) {
 		t.Fatalf("a network without port 67: %v", err)
 	}
 	mentions(t, err.Error(), taken...)
 	check(t, neighbour.Stop())
 	pool := s.pool()
-	s.acquire(pool, scatteredMAC(1))
+	s.acquire(pool, lab.ScatteredMAC(1))
 	check(t, s.daemon.Stop())
 
 	// The networks that are there already say the same of their containers,
@@ -311,8 +311,8 @@ exec setpriv --inh-caps=-net_raw --bounding-set=-net_raw %s "$@"
 	neighbour = s.hostDnsmasq("--dhcp-range=192.168.122.2,192.168.122.254")
 	taken[0] = fmt.Sprintf("is taken by dnsmasq (pid %d)", neighbour.Pid)
 	check(t, s.daemon.Start())
-	_, err = s.requestAddress(pool, scatteredMAC(2))
-	if !errors.Is(err, errRefused) {
+	_, err = s.requestAddress(pool, lab.ScatteredMAC(2))
+	if !errors.Is(err, lab.ErrRefused) {
 		t.Fatalf("a container without port 67: %v", err)
 	}
 	mentions(t, err.Error(), taken...)
@@ -320,7 +320,7 @@ exec setpriv --inh-caps=-net_raw --bounding-set=-net_raw %s "$@"
 		t.Errorf("known leases: %+v", known)
 	}
 	check(t, neighbour.Stop())
-	s.acquire(pool, scatteredMAC(2))
+	s.acquire(pool, lab.ScatteredMAC(2))
 }
 
 // A DHCP server on the Docker host itself needs an address that isn't our
@@ -330,7 +330,7 @@ func TestServerOnTheHostItself(t *testing.T) {
 	s.daemon.Flags = []string{"--debug", "--dhcp-server", "10.10.0.2"}
 	check(t, s.daemon.Start())
 	_, err := s.requestPool("10.10.0.0/24", nil)
-	if !errors.Is(err, errRefused) {
+	if !errors.Is(err, lab.ErrRefused) {
 		t.Fatalf("a network on a server that is the relay address: %v", err)
 	}
 	mentions(t, err.Error(), "DHCP server 10.10.0.2 is the relay address itself", "LISTEN_ADDR", "listen_addr")
@@ -340,13 +340,13 @@ func TestServerOnTheHostItself(t *testing.T) {
 	s.hostDnsmasq("--bind-interfaces", "--interface=eth0", "--interface=lo", "--no-ping",
 		"--dhcp-range=10.10.0.100,10.10.0.199,255.255.255.0")
 	pool := must(s.requestPool("10.10.0.0/24", map[string]string{"listen_addr": "10.10.0.12"}))(t)
-	addr := must(s.requestAddress(pool, scatteredMAC(1)))(t)
+	addr := must(s.requestAddress(pool, lab.ScatteredMAC(1)))(t)
 	table := func() string {
 		t.Helper()
 		return string(must(os.ReadFile(filepath.Join(s.lab.Scratch, "neighbour.leases")))(t))
 	}
-	if row := scatteredMAC(1) + " " + addr.String() + " "; !strings.Contains(table(), row) {
-		t.Errorf("the host's server doesn't lease %s to %s: %s", addr, scatteredMAC(1), table())
+	if row := lab.ScatteredMAC(1) + " " + addr.String() + " "; !strings.Contains(table(), row) {
+		t.Errorf("the host's server doesn't lease %s to %s: %s", addr, lab.ScatteredMAC(1), table())
 	}
 	check(t, s.releaseAddress(pool, addr))
 	eventually(t, 5*time.Second, func() error {
@@ -362,12 +362,12 @@ func TestRelayAddressComesLater(t *testing.T) {
 	s := newHost(t, lab.Kea, lab.DHCPConfig{}, "--listen-addr", "10.10.0.77")
 	check(t, s.daemon.Start())
 	_, err := s.requestPool("10.10.0.0/24", nil)
-	if !errors.Is(err, errRefused) {
+	if !errors.Is(err, lab.ErrRefused) {
 		t.Fatalf("a network without a relay address: %v", err)
 	}
 	mentions(t, err.Error(), "relay address 10.10.0.77 is not an address of this host (it has 10.10.0.2)", "LISTEN_ADDR")
 	must(s.net.Host.Run("ip", "address", "add", "10.10.0.77/24", "dev", "eth0"))(t)
-	s.acquire(s.pool(), scatteredMAC(1))
+	s.acquire(s.pool(), lab.ScatteredMAC(1))
 	if holders := s.portHolders(67); len(holders) != 1 || holders[0] != s.daemon.Pid() {
 		t.Errorf("UDP port 67 is held by processes %v", holders)
 	}
@@ -386,17 +386,17 @@ func TestRouteComesLater(t *testing.T) {
 	ip("route", "delete", "10.10.0.0/24")
 	check(t, s.daemon.Start())
 	_, err := s.requestPool("10.10.0.0/24", nil)
-	if !errors.Is(err, errRefused) {
+	if !errors.Is(err, lab.ErrRefused) {
 		t.Fatalf("a network without a route to the server: %v", err)
 	}
 	mentions(t, err.Error(), "DHCP server 10.10.0.1", "this host has no route to it")
 	ip(append([]string{"route", "add"}, route...)...)
 	pool := s.pool()
-	addr := s.acquire(pool, scatteredMAC(1))
+	addr := s.acquire(pool, lab.ScatteredMAC(1))
 	// It goes again: what is leased stays known, and a release can't be told.
 	ip("route", "delete", "10.10.0.0/24")
-	_, err = s.requestAddress(pool, scatteredMAC(2))
-	if !errors.Is(err, errRefused) {
+	_, err = s.requestAddress(pool, lab.ScatteredMAC(2))
+	if !errors.Is(err, lab.ErrRefused) {
 		t.Fatalf("a container without a route to the server: %v", err)
 	}
 	mentions(t, err.Error(), "this host has no route to it")
@@ -411,7 +411,7 @@ func TestSecondCopy(t *testing.T) {
 	s := newHost(t, lab.Kea, lab.DHCPConfig{})
 	check(t, s.daemon.Start())
 	pool := s.pool()
-	first := s.acquire(pool, scatteredMAC(1))
+	first := s.acquire(pool, lab.ScatteredMAC(1))
 	must(s.net.Host.Run("ip", "address", "add", "10.10.0.12/24", "dev", "eth0"))(t)
 	elsewhere := []string{"--dhcp-server", "10.10.0.1", "--listen-addr", "10.10.0.12"}
 	other := func(name string) string { return filepath.Join(s.lab.Scratch, name) }
@@ -441,7 +441,7 @@ func TestSecondCopy(t *testing.T) {
 	}
 	// The first has felt nothing.
 	s.known(first)
-	s.acquire(pool, scatteredMAC(2))
+	s.acquire(pool, lab.ScatteredMAC(2))
 
 	// With an address of its own a second one is fine.
 	second := must(s.net.Host.NewDaemon(other("second.sock"), elsewhere...))(t)
@@ -449,8 +449,8 @@ func TestSecondCopy(t *testing.T) {
 	check(t, second.Start())
 	beside := *s
 	beside.daemon = second
-	beside.acquire(beside.pool(), scatteredMAC(3))
-	s.acquire(pool, scatteredMAC(4))
+	beside.acquire(beside.pool(), lab.ScatteredMAC(3))
+	s.acquire(pool, lab.ScatteredMAC(4))
 }
 
 // doesNotStart starts a daemon that must end at once with exit status 1 and

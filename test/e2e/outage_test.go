@@ -65,7 +65,7 @@ func TestServerDownWhileNetworkIsCreated(t *testing.T) {
 		t.Errorf("gateway %q", gateway)
 	}
 	check(t, s.dhcp.Start())
-	s.acquire(pool.PoolID, scatteredMAC(1))
+	s.acquire(pool.PoolID, lab.ScatteredMAC(1))
 }
 
 // Servers that die while leases run and come back in time cost no lease: the
@@ -86,7 +86,7 @@ func TestServerOutageWithinLease(t *testing.T) {
 			}
 			s := newHost(t, kind, config)
 			check(t, s.daemon.Start())
-			mac := scatteredMAC(1)
+			mac := lab.ScatteredMAC(1)
 			addr := s.acquire(s.pool(), mac)
 			before, end := s.leased(addr, mac).Expires, s.known(addr).ExpiresAt
 			check(t, s.dhcp.Kill())
@@ -118,7 +118,7 @@ func TestServerOutageBeyondLease(t *testing.T) {
 			}
 			s := newHost(t, kind, config)
 			check(t, s.daemon.Start())
-			mac := scatteredMAC(1)
+			mac := lab.ScatteredMAC(1)
 			pool := s.pool()
 			addr := s.acquire(pool, mac)
 			check(t, s.dhcp.Kill())
@@ -167,7 +167,7 @@ func TestShortLeases(t *testing.T) {
 				t.Parallel()
 				s := newHost(t, kind, lab.DHCPConfig{LeaseSeconds: seconds})
 				check(t, s.daemon.Start())
-				mac := scatteredMAC(1)
+				mac := lab.ScatteredMAC(1)
 				pool := s.pool()
 				addr := s.acquire(pool, mac)
 				first := s.leased(addr, mac).Expires

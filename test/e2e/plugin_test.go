@@ -1,15 +1,8 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
-	"encoding/binary"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -22,36 +15,11 @@ import (
 // Failures come by the dozen when nobody has to wait for an engine: these
 // helpers speak for one on the plugin's socket.
 
-// errRefused is an answer that is an error, unlike a connection that broke.
-var errRefused = errors.New("the plugin says")
+func (s *site) plugin() lab.Plugin { return lab.NewPlugin(s.daemon.Socket) }
 
 // call posts a request as the engine does and reads its answer.
 func (s *site) call(ctx context.Context, method string, in, out any) error {
-	body, err := json.Marshal(in)
-	if err != nil {
-		return err
-	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://plugin/IpamDriver."+method, bytes.NewReader(body))
-	if err != nil {
-		return err
-	}
-	response, err := s.daemon.Client().Do(request)
-	if err != nil {
-		return err
-	}
-	defer response.Body.Close()
-	answer, err := io.ReadAll(response.Body)
-	if err != nil {
-		return err
-	}
-	var failed struct{ Error, Err string }
-	if err := json.Unmarshal(answer, &failed); err != nil {
-		return fmt.Errorf("%s: %s: %q: %w", method, response.Status, answer, err)
-	}
-	if failed.Error+failed.Err != "" {
-		return fmt.Errorf("%s: %w: %s", method, errRefused, failed.Error+failed.Err)
-	}
-	return json.Unmarshal(answer, out)
+	return s.plugin().Call(ctx, method, in, out)
 }
 
 // launch starts the daemon as a process whose end can be waited for.
@@ -66,9 +34,7 @@ func (s *site) launch() *lab.Process {
 
 // requestPool is `docker network create`.
 func (s *site) requestPool(subnet string, options map[string]string) (id string, err error) {
-	var out struct{ PoolID string }
-	err = s.call(s.Context(), "RequestPool", map[string]any{"Pool": subnet, "Options": options}, &out)
-	return out.PoolID, err
+	return s.plugin().RequestPool(s.Context(), subnet, options)
 }
 
 // pool is a network of subnet A.
@@ -84,15 +50,7 @@ func (s *site) requestAddress(pool, mac string) (netip.Addr, error) {
 
 // requestAddressFor is requestAddress for a caller who goes away with ctx.
 func (s *site) requestAddressFor(ctx context.Context, pool, mac string) (netip.Addr, error) {
-	var out struct{ Address string }
-	err := s.call(ctx, "RequestAddress", map[string]any{
-		"PoolID": pool, "Options": map[string]string{"com.docker.network.endpoint.macaddress": mac},
-	}, &out)
-	if err != nil {
-		return netip.Addr{}, err
-	}
-	prefix, err := netip.ParsePrefix(out.Address)
-	return prefix.Addr(), err
+	return s.plugin().RequestAddress(ctx, pool, mac)
 }
 
 // acquire is a requestAddress that works, down to the server's table.
@@ -106,13 +64,6 @@ func (s *site) acquire(pool, mac string) netip.Addr {
 // releaseAddress is the end of a container.
 func (s *site) releaseAddress(pool string, addr netip.Addr) error {
 	return s.call(s.Context(), "ReleaseAddress", map[string]any{"PoolID": pool, "Address": addr}, &struct{}{})
-}
-
-// scatteredMAC is one of many MACs, as far apart as an engine's.
-func scatteredMAC(n int) string {
-	mac := binary.BigEndian.AppendUint64(nil, uint64(n)*0x9e3779b97f4a7c15)[:6]
-	mac[0] = mac[0]&^0x01 | 0x02
-	return net.HardwareAddr(mac).String()
 }
 
 // serverMACs are the server's active leases, by MAC.

@@ -487,7 +487,7 @@ func TestReleasesOfAClone(t *testing.T) {
 	s := newHost(t, lab.Kea, lab.DHCPConfig{})
 	check(t, s.daemon.Start())
 	pool := s.pool()
-	mac := scatteredMAC(1)
+	mac := lab.ScatteredMAC(1)
 	addr := s.acquire(pool, mac)
 	check(t, s.daemon.Stop())
 	s.otherMAC()
@@ -498,7 +498,7 @@ func TestReleasesOfAClone(t *testing.T) {
 		t.Errorf("the daemon still has %+v", left)
 	}
 	// What is asked for from now on is the clone's own.
-	own := s.acquire(pool, scatteredMAC(2))
+	own := s.acquire(pool, lab.ScatteredMAC(2))
 	if own == addr {
 		t.Errorf("%s was given twice", addr)
 	}

@@ -64,7 +64,7 @@ func TestListenPort(t *testing.T) {
 	check(t, s.daemon.Start())
 	for _, subnet := range []string{"10.10.0.0/24", "10.20.0.0/24"} {
 		pool := must(s.requestPool(subnet, nil))(t)
-		mac := scatteredMAC(1)
+		mac := lab.ScatteredMAC(1)
 		addr := s.acquire(pool, mac)
 		s.renewed(addr, s.leased(addr, mac).Expires)
 		check(t, s.releaseAddress(pool, addr))

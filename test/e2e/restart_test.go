@@ -133,7 +133,7 @@ func TestSIGTERMFinishesRequestsInHand(t *testing.T) {
 	pool := s.pool()
 	var heard []func() int
 	for n := range requests {
-		heard = append(heard, s.countBytes(s.net.Server, "|"+strings.ReplaceAll(scatteredMAC(n), ":", "")+"|"))
+		heard = append(heard, s.countBytes(s.net.Server, "|"+strings.ReplaceAll(lab.ScatteredMAC(n), ":", "")+"|"))
 	}
 	// A server that is stopped hears everything and says nothing.
 	check(t, syscall.Kill(s.dhcp.Pid(), syscall.SIGSTOP))
@@ -145,7 +145,7 @@ func TestSIGTERMFinishesRequestsInHand(t *testing.T) {
 	answers := make(chan answer, requests)
 	for n := range requests {
 		go func() {
-			mac := scatteredMAC(n)
+			mac := lab.ScatteredMAC(n)
 			addr, err := s.requestAddress(pool, mac)
 			answers <- answer{mac, addr, err}
 		}()
@@ -197,7 +197,7 @@ func TestAnsweredLeasesAreOnDisk(t *testing.T) {
 		t.Skip("the temporary folder is in memory, where nothing is ever written to a disk")
 	}
 	for n := range 20 {
-		addr := must(s.requestAddress(pool, scatteredMAC(n)))(t)
+		addr := must(s.requestAddress(pool, lab.ScatteredMAC(n)))(t)
 		if dirty := dirtyPages(t, database[0]); dirty != 0 {
 			t.Fatalf("%s was answered while %d pages of the database are not on disk", addr, dirty)
 		}

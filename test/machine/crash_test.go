@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/talkingdata/oam-docker-ipam/test/lab"
 )
 
 // A daemon that is killed while it works for callers: what it had read fails
@@ -39,7 +41,7 @@ func TestKilledUnderLoad(t *testing.T) {
 func TestKilledWithRequestsInHand(t *testing.T) {
 	s := newRunning(t)
 	pool := s.pool()
-	inHand, waiting := scatteredMAC(1), scatteredMAC(2)
+	inHand, waiting := lab.ScatteredMAC(1), lab.ScatteredMAC(2)
 	sofar := s.heard(inHand)
 	// A server that is stopped hears everything and says nothing.
 	check(t, syscall.Kill(s.dhcp.Pid(), syscall.SIGSTOP))
@@ -81,7 +83,7 @@ func TestWatchdog(t *testing.T) {
 	}
 	s.stop()
 	var addr netip.Addr
-	waiting := s.begin(func() (err error) { addr, err = s.requestAddress(pool, scatteredMAC(1)); return err })
+	waiting := s.begin(func() (err error) { addr, err = s.requestAddress(pool, lab.ScatteredMAC(1)); return err })
 	s.waits(1)
 	check(t, <-waiting)
 	if s.pid() == was {

@@ -113,7 +113,7 @@ func TestSocketActivation(t *testing.T) {
 
 	// The driver for ipvlan, which asks for no MACs, is at the other socket.
 	var out struct{ RequiresMACAddress bool }
-	check(t, s.callAt("/run/docker/plugins/talkingdata-ipvlan.sock", "GetCapabilities", struct{}{}, &out))
+	check(t, s.plugin("/run/docker/plugins/talkingdata-ipvlan.sock").Call(t.Context(), "GetCapabilities", struct{}{}, &out))
 	if out.RequiresMACAddress {
 		t.Error("the driver for ipvlan wants MAC addresses")
 	}

@@ -1,15 +1,9 @@
 package machine
 
 import (
-	"bytes"
-	"context"
-	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net"
-	"net/http"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -18,52 +12,24 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/talkingdata/oam-docker-ipam/test/lab"
 )
 
 // Load comes by the hundred a second when nobody has to start containers: what
 // is here speaks for an engine on the plugin's socket.
 
-// errRefused is an answer that is an error, unlike a connection that broke.
-var errRefused = errors.New("the plugin says")
-
 // patience is longer than any start of the daemon.
 const patience = time.Minute
 
-// call posts a request as the engine does, on a connection of its own, and
-// reads its answer. It may be called from any goroutine.
-func (s *site) call(method string, in, out any) error {
-	return s.callAt(pluginAt, method, in, out)
-}
+// plugin speaks on one of the machine's sockets, which is elsewhere after each of
+// its boots.
+func (s *site) plugin(socket string) lab.Plugin { return lab.NewPlugin(s.machine.Path(socket)) }
 
-// callAt is call at one of the machine's sockets.
-func (s *site) callAt(socket, method string, in, out any) error {
-	body, err := json.Marshal(in)
-	if err != nil {
-		return err
-	}
-	client := http.Client{Timeout: patience, Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", s.machine.Path(socket))
-		},
-	}}
-	response, err := client.Post("http://plugin/IpamDriver."+method, "", bytes.NewReader(body))
-	if err != nil {
-		return err
-	}
-	defer response.Body.Close()
-	answer, err := io.ReadAll(response.Body)
-	if err != nil {
-		return err
-	}
-	var failed struct{ Error, Err string }
-	if err := json.Unmarshal(answer, &failed); err != nil {
-		return fmt.Errorf("%s: %s: %q: %w", method, response.Status, answer, err)
-	}
-	if failed.Error+failed.Err != "" {
-		return fmt.Errorf("%s: %w: %s", method, errRefused, failed.Error+failed.Err)
-	}
-	return json.Unmarshal(answer, out)
+// call posts a request as the engine does and reads its answer. It may be called
+// from any goroutine.
+func (s *site) call(method string, in, out any) error {
+	return s.plugin(pluginAt).Call(s.Context(), method, in, out)
 }
 
 // cutOff says whether a call failed as one does that the daemon had read when
@@ -85,34 +51,17 @@ func (s *site) capabilities() error {
 // pool is a network of the subnet.
 func (s *site) pool() string {
 	s.Helper()
-	var out struct{ PoolID string }
-	check(s.T, s.call("RequestPool", map[string]any{"Pool": "10.10.0.0/24"}, &out))
-	return out.PoolID
+	return must(s.plugin(pluginAt).RequestPool(s.Context(), "10.10.0.0/24", nil))(s.T)
 }
 
 // requestAddress is the start of a container.
 func (s *site) requestAddress(pool, mac string) (netip.Addr, error) {
-	var out struct{ Address string }
-	err := s.call("RequestAddress", map[string]any{
-		"PoolID": pool, "Options": map[string]string{"com.docker.network.endpoint.macaddress": mac},
-	}, &out)
-	if err != nil {
-		return netip.Addr{}, err
-	}
-	prefix, err := netip.ParsePrefix(out.Address)
-	return prefix.Addr(), err
+	return s.plugin(pluginAt).RequestAddress(s.Context(), pool, mac)
 }
 
 // releaseAddress is the end of a container.
 func (s *site) releaseAddress(pool string, addr netip.Addr) error {
 	return s.call("ReleaseAddress", map[string]any{"PoolID": pool, "Address": addr}, &struct{}{})
-}
-
-// scatteredMAC is one of many MACs, as far apart as an engine's.
-func scatteredMAC(n int) string {
-	mac := binary.BigEndian.AppendUint64(nil, uint64(n)*0x9e3779b97f4a7c15)[:6]
-	mac[0] = mac[0]&^0x01 | 0x02
-	return net.HardwareAddr(mac).String()
 }
 
 // load is a constant one of requests.
@@ -136,7 +85,7 @@ func (s *site) newLoad(workers int) *load {
 	l := &load{stopped: make(chan struct{})}
 	for n := range workers {
 		l.workers.Go(func() {
-			mac := scatteredMAC(n + 1)
+			mac := lab.ScatteredMAC(n + 1)
 			var addr netip.Addr
 			request := func() (err error) { addr, err = s.requestAddress(pool, mac); return err }
 			release := func() error { return s.releaseAddress(pool, addr) }
