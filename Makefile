@@ -6,9 +6,9 @@
 #   make rpm, make deb   packages, into rpms/ and debs/
 #   make install         all that is in them, without a package
 
-VERSION  ?= $(shell sed -n 's/^[a-z \t]*version *= "\(.*\)"$$/\1/p' main.go)
+VERSION   = $(shell sed -n 's/^[a-z \t]*version *= "\(.*\)"$$/\1/p' main.go)
 # The commit, and whether the tree differs from it.
-REVISION ?= $(shell [ ! -e .git ] || echo "$$(git rev-parse HEAD)$$(git status --porcelain | sed -n 1s/.*/-dirty/p)")
+REVISION  = $(shell [ ! -e .git ] || echo "$$(git rev-parse HEAD)$$(git status --porcelain | sed -n 1s/.*/-dirty/p)")
 FUZZTIME ?= 400000x
 GO       ?= go
 # The product's packages, whose tests take seconds.
@@ -33,7 +33,7 @@ BASHDIR     = $(PREFIX)/share/bash-completion/completions
 ZSHDIR      = $(PREFIX)/share/zsh/site-functions
 UNITS_OF_SYSTEMD := oam-docker-ipam.socket oam-docker-ipam.service oam-docker-ipam-reconcile.service oam-docker-ipam-reconcile.timer
 
-.PHONY: build completions licences install rpm deb version revision demo test race lint fuzz bench soak clean
+.PHONY: build completions licences built install rpm deb version revision demo test race lint fuzz bench soak clean
 
 build:
 	CGO_ENABLED=0 $(GO) build $(BUILD) -o $(OUT)/oam-docker-ipam .
@@ -61,25 +61,36 @@ licences:
 		done <$(OUT)/licences/list; \
 	} >$(OUT)/licences/LICENSE.modules
 
-# A root who has no Go installs what was built before. A configuration that is
-# there stays.
-install: $(if $(shell command -v $(GO)),build completions licences)
+# What a root who has no Go installs.
+BUILT = $(OUT)/oam-docker-ipam $(OUT)/completions/bash $(OUT)/completions/zsh $(OUT)/licences/LICENSE.modules
+built:
+	@ls $(BUILT) >/dev/null || { echo 'There is no $(GO) here to build them. Build them first, as a user who has it: make completions licences' >&2; exit 1; }
+
+# Where things are, for what names them.
+PLACES = sed -e 's|/usr/bin/oam-docker-ipam|$(BINDIR)/oam-docker-ipam|g' -e 's|/usr/share/doc/oam-docker-ipam|$(DOCDIR)|g'
+
+# A configuration that is there stays.
+install: $(if $(shell command -v $(GO)),completions licences,built)
 	install -D -m 755 $(OUT)/oam-docker-ipam $(DESTDIR)$(BINDIR)/oam-docker-ipam
 	[ -e $(DESTDIR)$(SYSCONFDIR)/oam-docker-ipam.conf ] || install -D -m 644 conf/oam-docker-ipam.conf $(DESTDIR)$(SYSCONFDIR)/oam-docker-ipam.conf
 	install -d $(DESTDIR)$(UNITDIR) $(DESTDIR)$(MANDIR)/man8
 	for unit in $(UNITS_OF_SYSTEMD); do \
-		sed 's|/usr/bin/oam-docker-ipam|$(BINDIR)/oam-docker-ipam|' systemd/$$unit >$(DESTDIR)$(UNITDIR)/$$unit && \
+		$(PLACES) systemd/$$unit >$(DESTDIR)$(UNITDIR)/$$unit && \
 		chmod 644 $(DESTDIR)$(UNITDIR)/$$unit || exit 1; \
 	done
 	install -D -m 644 systemd/oam-docker-ipam.sysusers $(DESTDIR)$(SYSUSERSDIR)/oam-docker-ipam.conf
-	gzip -9n <rpm/oam-docker-ipam.8 >$(DESTDIR)$(MANDIR)/man8/oam-docker-ipam.8.gz
+	$(PLACES) rpm/oam-docker-ipam.8 | gzip -9n >$(DESTDIR)$(MANDIR)/man8/oam-docker-ipam.8.gz
 	chmod 644 $(DESTDIR)$(MANDIR)/man8/oam-docker-ipam.8.gz
 	install -D -m 644 $(OUT)/completions/bash $(DESTDIR)$(BASHDIR)/oam-docker-ipam
 	install -D -m 644 $(OUT)/completions/zsh $(DESTDIR)$(ZSHDIR)/_oam-docker-ipam
 	install -d $(DESTDIR)$(DOCDIR)
-	install -m 644 README.md CHANGELOG.md systemd/broadcast.conf $(DESTDIR)$(DOCDIR)
+	install -m 644 README.md CHANGELOG.md $(DESTDIR)$(DOCDIR)
+	$(PLACES) systemd/broadcast.conf >$(DESTDIR)$(DOCDIR)/broadcast.conf
+	chmod 644 $(DESTDIR)$(DOCDIR)/broadcast.conf
 	install -d $(DESTDIR)$(LICENSEDIR)
 	install -m 644 LICENSE $(OUT)/licences/LICENSE.modules $(DESTDIR)$(LICENSEDIR)
+	@[ '$(DESTDIR)' ] || [ ! -d /run/systemd/system ] || printf '%s\n' 'Installed. What is left to do:' \
+		systemd-sysusers 'systemctl daemon-reload' 'systemctl enable --now oam-docker-ipam'
 
 # What sorts before a release has ~ in a package's version.
 rpm:

@@ -13,10 +13,10 @@ set -euo pipefail
 
 need dpkg-deb dpkg dpkg
 prepare "$@"
-case $goarch in
-amd64 | arm64 | s390x | riscv64) arch=$goarch ;;
+case $GOARCH in
+amd64 | arm64 | s390x | riscv64) arch=$GOARCH ;;
 ppc64le) arch=ppc64el ;;
-*) die "GOARCH=$goarch: want amd64, arm64, ppc64le, s390x or riscv64" ;;
+*) die "GOARCH=$GOARCH: want amd64, arm64, ppc64le, s390x or riscv64" ;;
 esac
 
 root=$scratch/root

@@ -13,11 +13,11 @@ set -euo pipefail
 
 need rpmbuild rpm rpm-build
 prepare "$@"
-case $goarch in
+case $GOARCH in
 amd64) arch=x86_64 ;;
 arm64) arch=aarch64 ;;
-ppc64le | s390x | riscv64) arch=$goarch ;;
-*) die "GOARCH=$goarch: want amd64, arm64, ppc64le, s390x or riscv64" ;;
+ppc64le | s390x | riscv64) arch=$GOARCH ;;
+*) die "GOARCH=$GOARCH: want amd64, arm64, ppc64le, s390x or riscv64" ;;
 esac
 
 # sources lists the tree's files, each with a NUL behind it: what git knows or

@@ -7,7 +7,7 @@ tree=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export LC_ALL=C
 umask 022
 # What a make that runs this has been told is ours by our arguments.
-unset MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES VERSION REVISION
+unset MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES
 
 # need COMMAND APT-PACKAGE DNF-PACKAGE
 need() {
@@ -18,7 +18,7 @@ need() {
 # prepare [NAME VERSION] checks what the package is to be called and the tools,
 # and sets
 #
-#   version, revision, goarch   what is built, of which commit, for what
+#   version, revision, GOARCH   what is built, of which commit, for what
 #   SOURCE_DATE_EPOCH           the time of everything, so that the same source
 #                               makes the same bytes
 #   scratch                     a folder that goes when the script ends
@@ -35,20 +35,29 @@ prepare() {
 	fi
 
 	need make make make
-	[ ! -e "$tree/.git" ] || need git git git
+	local head
+	if [ -e "$tree/.git" ]; then
+		need git git git
+		head=$(git -C "$tree" rev-parse HEAD 2>&1) || die "git doesn't tell which commit this is: $head"
+	fi
 	need tar tar tar
 	need go golang golang
 	local want
 	want=$(sed -n 's/^go //p' "$tree/go.mod")
 	(cd "$tree" && go version >/dev/null 2>&1) ||
 		die "go.mod wants Go $want, and this is $(cd / && go env GOVERSION). Install a newer one: apt-get install golang, dnf install golang, or where these are older, from https://go.dev/dl/"
-	goarch=$(go env GOARCH)
+	export GOOS=linux GOARCH
+	GOARCH=$(go env GOARCH)
 
 	version=${2-$(make -s -C "$tree" version | tr - '~')}
 	revision=$(make -s -C "$tree" revision)
 	if [ -z "${SOURCE_DATE_EPOCH-}" ]; then
-		# In an archive of a commit every file has the commit's time.
-		SOURCE_DATE_EPOCH=$(git -C "$tree" log -1 --format=%ct 2>/dev/null || stat -c %Y "$tree/go.mod")
+		if [ -e "$tree/.git" ]; then
+			SOURCE_DATE_EPOCH=$(git -C "$tree" log -1 --format=%ct)
+		else
+			# In an archive of a commit every file has the commit's time.
+			SOURCE_DATE_EPOCH=$(stat -c %Y "$tree/go.mod")
+		fi
 	fi
 	export SOURCE_DATE_EPOCH
 
@@ -57,6 +66,13 @@ prepare() {
 	trap 'exit 129' HUP
 	trap 'exit 130' INT
 	trap 'exit 143' TERM
+
+	# Of what Go has been told, by the environment or by go env -w, only where it
+	# finds what: the rest would be in the bytes.
+	unset GOFLAGS GOEXPERIMENT GOFIPS140 GOAMD64 GOARM64 GOPPC64 GORISCV64
+	grep -E '^GO(PATH|CACHE|MODCACHE|TOOLCHAIN|PROXY|NOPROXY|PRIVATE|SUMDB|NOSUMDB|INSECURE|AUTH|VCS)=' \
+		"$(go env GOENV)" >"$scratch/goenv" 2>/dev/null || :
+	export GOENV=$scratch/goenv GOWORK=off
 }
 
 # finish ends what attend runs and clears the scratch folder.

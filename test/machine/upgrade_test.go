@@ -34,7 +34,8 @@ func TestRestartsAndUpgradeUnderLoad(t *testing.T) {
 // still there.
 func TestUpgradeFromOldPackage(t *testing.T) {
 	s := newSite(t, rpm)
-	s.install(s.fromSpec(oldSpec))
+	before := s.fromSpec(oldSpec)
+	s.install(before)
 	s.run("systemctl", "enable", "--now", name)
 	s.eventually(patience, s.capabilities)
 	s.network("--gateway=10.10.0.1")
@@ -69,6 +70,20 @@ func TestUpgradeFromOldPackage(t *testing.T) {
 	s.sh("sed -i s/^DHCP_SERVER=.*/DHCP_SERVER=10.10.0.1,10.10.0.3/ " + conf)
 	s.install(must(laterRPM())(t))
 	s.mentions(s.run(name, "config"), "10.10.0.1,10.10.0.3")
+
+	// The way back, and here again: whoever is installed is who serves.
+	now := s.pid()
+	s.run("rpm", "--upgrade", "--oldpackage", s.copyIn(before))
+	s.gone(fmt.Sprintf("/proc/%d", now))
+	s.eventually(patience, s.capabilities)
+	s.mentions(s.run("cat", fmt.Sprintf("/proc/%d/cmdline", s.pid())), "python3")
+	s.state(name+".socket", "inactive")
+	s.run("rpm", "--upgrade", s.copyIn(must(laterRPM())(t)))
+	s.state(name+".service", "active")
+	check(t, s.capabilities())
+	s.run("systemctl", "restart", name)
+	check(t, s.capabilities())
+	s.only(s.holds("c1"))
 	s.docker("rm", "-f", "c1")
 	s.only()
 	s.docker("network", "rm", network)

@@ -61,6 +61,15 @@ func TestDebContents(t *testing.T) {
 	}
 }
 
+func TestLintian(t *testing.T) {
+	t.Parallel()
+	needs(t, "lintian")
+	out := run(t, command(t.Context(), "/", nil, "lintian", "--allow-root", packageOf(t, debFile)))
+	if out != "" {
+		t.Error(out)
+	}
+}
+
 // helper stands for deb-systemd-helper and deb-systemd-invoke, which keep what
 // the administrator has disabled.
 const helper = `#!/bin/sh
@@ -76,6 +85,7 @@ func TestDebOnMachine(t *testing.T) {
 	file := packageOf(t, debFile)
 	const (
 		state  = "var/lib/oam-docker-ipam/leases.db"
+		stamp  = "var/lib/systemd/timers/stamp-oam-docker-ipam-reconcile.timer"
 		user   = "systemd-sysusers oam-docker-ipam.conf\n"
 		enable = "deb-systemd-helper --quiet was-enabled oam-docker-ipam.socket\n" +
 			"deb-systemd-helper enable oam-docker-ipam.socket\n" +
@@ -84,7 +94,7 @@ func TestDebOnMachine(t *testing.T) {
 		timer   = "deb-systemd-helper update-state oam-docker-ipam-reconcile.timer\n"
 		reload  = "systemctl --system daemon-reload\n"
 		start   = "deb-systemd-invoke start oam-docker-ipam.socket\n"
-		restart = "deb-systemd-invoke try-restart oam-docker-ipam.service\n"
+		restart = "deb-systemd-invoke restart oam-docker-ipam.service oam-docker-ipam-reconcile.timer\n"
 		stop    = "deb-systemd-invoke stop oam-docker-ipam.service oam-docker-ipam.socket oam-docker-ipam-reconcile.timer oam-docker-ipam-reconcile.service\n"
 		purge   = "deb-systemd-helper purge oam-docker-ipam.socket oam-docker-ipam.service oam-docker-ipam-reconcile.timer\n"
 	)
@@ -124,9 +134,20 @@ func TestDebOnMachine(t *testing.T) {
 				t.Errorf("upgrade of a disabled unit:\n%s", got)
 			}
 
+			check(t, os.Remove(m.path("disabled/oam-docker-ipam.service")))
 			put(t, m.path(state), "leases", 0o600)
+			put(t, m.path(stamp), "", 0o644)
 			dpkg("--remove", "oam-docker-ipam")
 			m.wantCalls("removal", test.remove)
+			dpkg("--install", file)
+			m.wantCalls("installation after it", test.upgrade)
+			// A removal that another package hinders is taken back.
+			for arg, want := range map[string]string{"abort-remove": test.upgrade, "abort-upgrade": test.upgrade, "triggered": ""} {
+				run(t, command(t.Context(), "/", []string{"PATH=/usr/bin"}, "/usr/sbin/chroot", m.root, "/bin/sh", "/var/lib/dpkg/info/oam-docker-ipam.postinst", arg))
+				m.wantCalls(arg, want)
+			}
+			dpkg("--remove", "oam-docker-ipam")
+			m.calls()
 			for _, path := range []string{newConf, state} {
 				read(t, m.path(path))
 			}

@@ -217,7 +217,8 @@ func packageOf(t *testing.T, name string) string {
 }
 
 // The same commit makes the same bytes: at another time, in another folder, in
-// another time zone and language, by another home, umask and temporary folder.
+// another time zone and language, by another home, umask and temporary folder, by
+// one who has set Go to make other code.
 func TestSameBytes(t *testing.T) {
 	t.Parallel()
 	packageOf(t, rpmFile)
@@ -225,9 +226,12 @@ func TestSameBytes(t *testing.T) {
 	temp := t.TempDir()
 	wrapper := filepath.Join(t.TempDir(), "sh")
 	put(t, wrapper, "#!/bin/sh\numask 077\nexec bash \"$@\"\n", 0o755)
+	goenv := filepath.Join(t.TempDir(), "env")
+	put(t, goenv, "GOAMD64=v3\nGOFLAGS=-gcflags=-N\nGOMODCACHE="+goEnv()["GOMODCACHE"]+"\n", 0o644)
 	for _, script := range []string{"build-rpm.sh", "build-deb.sh"} {
 		run(t, command(t.Context(), "/", []string{
 			"TZ=Asia/Tokyo", "LC_ALL=C.UTF-8", "HOME=" + t.TempDir(), "TMPDIR=" + temp, "PREFIX=/opt", "VERSION=9", "REVISION=none", "MAKEFLAGS=-k",
+			"GOENV=" + goenv, "GOMODCACHE=", "GOAMD64=v2", "GOEXPERIMENT=none", "GOFLAGS=-tags=x", "GOWORK=/nowhere", "GOOS=freebsd",
 		}, wrapper, filepath.Join(other, script), "oam-docker-ipam", version))
 	}
 	for _, name := range []string{rpmFile, srcFile, debFile} {
@@ -369,6 +373,13 @@ func TestRefused(t *testing.T) {
 	refused(t, nil, []string{"oam-docker-ipam", version, "1"}, []string{"usage: "})
 	refused(t, []string{"GOARCH=mips"}, []string{"oam-docker-ipam", version}, []string{"GOARCH=mips", "arm64"})
 
+	// A commit that git doesn't tell: the tree is another user's.
+	if os.Geteuid() == 0 {
+		check(t, os.Chown(folder, 12345, 12345))
+		refused(t, nil, nil, []string{"git doesn't tell which commit this is: fatal: detected dubious ownership", "git config --global --add safe.directory "})
+		check(t, os.Chown(folder, 0, 0))
+	}
+
 	// Missing programs, in a PATH of what else is needed.
 	tools := t.TempDir()
 	for _, name := range []string{"bash", "sh", "dirname", "make", "git", "tar", "sed", "tr", "mktemp", "rm", "stat"} {
@@ -401,12 +412,31 @@ func TestMakeInstall(t *testing.T) {
 	t.Parallel()
 	folder, root := sources(t), t.TempDir()
 	put(t, filepath.Join(root, "etc/oam-docker-ipam.conf"), "DHCP_SERVER=192.0.2.9\n", 0o600)
-	run(t, command(t.Context(), folder, nil, "make", "install", "DESTDIR="+root, "PREFIX=/usr/local", "UNITDIR=/etc/systemd/system", "OUT="+t.TempDir()))
+	install := []string{"make", "install", "DESTDIR=" + root, "PREFIX=/usr/local", "UNITDIR=/etc/systemd/system", "OUT=" + t.TempDir()}
+	// A root without Go installs what another user has built, all or nothing.
+	withoutGo := append(install, "GO=no-go")
+	out, err := command(t.Context(), folder, nil, withoutGo...).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "There is no no-go here to build them. Build them first, as a user who has it: make completions licences\n") {
+		t.Errorf("without Go: %v\n%s", err, out)
+	}
+	if _, err := os.Stat(filepath.Join(root, "usr")); err == nil {
+		t.Error("without Go: half an installation")
+	}
+	install[1] = "completions"
+	run(t, command(t.Context(), folder, nil, append(install, "licences")...))
+	if out := run(t, command(t.Context(), folder, nil, withoutGo...)); strings.Contains(out, "left to do") {
+		t.Errorf("an installation elsewhere said %s", out)
+	}
 	if got := read(t, filepath.Join(root, "etc/oam-docker-ipam.conf")); got != "DHCP_SERVER=192.0.2.9\n" {
 		t.Errorf("the user's configuration is now %q", got)
 	}
 	if unit := read(t, filepath.Join(root, "etc/systemd/system/oam-docker-ipam.service")); !strings.Contains(unit, "ExecStart=/usr/local/bin/oam-docker-ipam server\n") {
 		t.Errorf("the unit starts another program:\n%s", unit)
+	}
+	for _, name := range []string{"etc/systemd/system/oam-docker-ipam.service", "usr/local/share/doc/oam-docker-ipam/broadcast.conf"} {
+		if text := read(t, filepath.Join(root, name)); !strings.Contains(text, "/usr/local/share/doc/oam-docker-ipam/") || strings.Contains(text, "/usr/share/doc/oam-docker-ipam") {
+			t.Errorf("%s names other places:\n%s", name, text)
+		}
 	}
 	output(t, filepath.Join(root, "usr/local/bin/oam-docker-ipam"), "version")
 }

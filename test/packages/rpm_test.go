@@ -86,7 +86,7 @@ func scriptlet(t *testing.T, tag string) string {
 // The scriptlets are what the shells of any distribution read.
 func TestScriptletsParse(t *testing.T) {
 	t.Parallel()
-	for _, tag := range []string{"PREIN", "POSTIN", "PREUN", "POSTUN"} {
+	for _, tag := range []string{"PREIN", "POSTIN", "PREUN", "POSTUN", "POSTTRANS"} {
 		text := scriptlet(t, tag)
 		if len(text) < 100 || strings.Contains(text, "%{") {
 			t.Errorf("%s is %s", tag, text)
@@ -126,7 +126,12 @@ for unit in $units; do
 	is-enabled) [ -e /enabled/$unit ] || exit 1 ;;
 	start) touch /active/$unit ;;
 	stop) rm -f /active/$unit ;;
-	enable) touch /enabled/$unit ;;
+	enable)
+		touch /enabled/$unit
+		file=/etc/systemd/system/$unit
+		[ -e $file ] || file=/usr/lib/systemd/system/$unit
+		! grep -q ^Also= $file || touch /enabled/oam-docker-ipam.socket
+		;;
 	disable) rm -f /enabled/$unit ;;
 	esac
 done
@@ -144,13 +149,13 @@ func fill(t *testing.T, root string) {
 	t.Helper()
 	busybox, err := exec.LookPath("busybox")
 	check(t, err)
-	for _, folder := range []string{"usr/bin", "active", "enabled", "tmp", "var/tmp"} {
+	for _, folder := range []string{"usr/bin", "active", "enabled", "run", "tmp", "var/tmp"} {
 		check(t, os.MkdirAll(filepath.Join(root, folder), 0o755))
 	}
 	check(t, os.Symlink("usr/bin", filepath.Join(root, "bin")))
 	put(t, filepath.Join(root, "usr/bin/busybox"), read(t, busybox), 0o755)
 	for _, applet := range []string{
-		"basename", "cat", "chmod", "chown", "cp", "diff", "echo", "getent", "grep", "id", "ls", "mkdir", "mv", "rm", "rmdir", "sed", "sh", "tail", "touch",
+		"basename", "cat", "chmod", "chown", "cp", "diff", "echo", "env", "grep", "id", "ls", "mkdir", "mv", "readlink", "rm", "rmdir", "sed", "sh", "tail", "touch",
 	} {
 		check(t, os.Symlink("busybox", filepath.Join(root, "usr/bin", applet)))
 	}
@@ -294,8 +299,9 @@ func TestRPMOnMachine(t *testing.T) {
 	}
 }
 
-// old builds a package as those below 3 were, with a configuration.
-func old(t *testing.T) string {
+// old builds a package as those below 3 were, with a configuration, and these
+// scriptlets besides.
+func old(t *testing.T, scriptlets string) string {
 	t.Helper()
 	top := t.TempDir()
 	put(t, filepath.Join(top, "old.spec"), `
@@ -315,6 +321,7 @@ touch %{buildroot}/usr/bin/oam-docker-ipam %{buildroot}/usr/bin/ip-pool-usage %{
 systemctl daemon-reload
 %postun
 systemctl daemon-reload
+`+scriptlets+`
 %files
 %config(noreplace) /etc/oam-docker-ipam/oam-docker-ipam.conf
 /usr/bin/oam-docker-ipam
@@ -334,6 +341,7 @@ const (
 func TestSettingsOfTheOldPackage(t *testing.T) {
 	t.Parallel()
 	post := scriptlet(t, "POSTIN")
+	program := filepath.Join(unpacked(t, rpmFile), "usr/bin/oam-docker-ipam")
 	type values map[string]string
 	none := values{"DHCP_SERVER": "", "LISTEN_ADDR": "0.0.0.0", "IPAM_DEBUG": "false"}
 	for name, test := range map[string]struct {
@@ -367,10 +375,19 @@ func TestSettingsOfTheOldPackage(t *testing.T) {
 		"what would be refused": {
 			old:  "DHCP_SERVER=$(reboot)\nLISTEN_ADDR=eth0\nIPAM_DEBUG=yes\n",
 			want: none,
-			says: "oam-docker-ipam: not copied from /etc/oam-docker-ipam/oam-docker-ipam.conf, since this version would refuse it: DHCP_SERVER=$(reboot)\n" +
-				"oam-docker-ipam: not copied from /etc/oam-docker-ipam/oam-docker-ipam.conf, since this version would refuse it: LISTEN_ADDR=eth0\n" +
-				"oam-docker-ipam: not copied from /etc/oam-docker-ipam/oam-docker-ipam.conf, since this version would refuse it: IPAM_DEBUG=yes\n",
+			says: "oam-docker-ipam: not copied from /etc/oam-docker-ipam/oam-docker-ipam.conf, since this version refuses it: DHCP_SERVER=$(reboot): " +
+				"oam-docker-ipam: configuration: environment variable DHCP_SERVER: option dhcp_server=\"$(reboot)\": DHCP server \"$(reboot)\": neither an IPv4 address nor a host name\n" +
+				"oam-docker-ipam: not copied from /etc/oam-docker-ipam/oam-docker-ipam.conf, since this version refuses it: LISTEN_ADDR=eth0: " +
+				"oam-docker-ipam: configuration: environment variable LISTEN_ADDR: option listen_addr=\"eth0\": want an IPv4 address of this host, or 0.0.0.0 to let its routing choose\n" +
+				"oam-docker-ipam: not copied from /etc/oam-docker-ipam/oam-docker-ipam.conf, since this version refuses it: IPAM_DEBUG=yes: " +
+				"oam-docker-ipam: could not parse \"yes\" as bool value from environment variable IPAM_DEBUG for flag debug: parse error\n",
 		},
+		"servers without commas": {old: "DHCP_SERVER=\"10.0.0.1 10.0.0.2\"\n", want: none},
+		"a comma too many":       {old: "DHCP_SERVER=10.0.0.1,\n", want: none},
+		"no address":             {old: "DHCP_SERVER=10.0.0.300\nLISTEN_ADDR=10.0.0\n", want: none},
+		"IPv6":                   {old: "DHCP_SERVER=fe80::1\n", want: none},
+		"control characters":     {old: "DHCP_SERVER=10.0.0.1\x1b[2J\n", want: none, says: "oam-docker-ipam: not copied from /etc/oam-docker-ipam/oam-docker-ipam.conf, since it has control characters: DHCP_SERVER\n"},
+		"a yes that is one":      {old: "IPAM_DEBUG=True\n", want: values{"IPAM_DEBUG": "True"}},
 		"what the user has set": {
 			old:  "DHCP_SERVER=10.0.0.1\nLISTEN_ADDR=10.0.0.9\nIPAM_DEBUG=true\n",
 			new:  "DHCP_SERVER=192.0.2.1 # mine\nLISTEN_ADDR=192.0.2.9\n",
@@ -385,6 +402,7 @@ func TestSettingsOfTheOldPackage(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			m := newMachine(t, false)
+			check(t, os.Link(program, m.path("usr/bin/oam-docker-ipam")))
 			put(t, m.path(oldConf), test.old, 0o644)
 			put(t, m.path(newConf), cmp.Or(test.new, conf.Shipped), 0o640)
 			said := m.run(post, "2")
@@ -428,6 +446,25 @@ func TestSettingsOfTheOldPackage(t *testing.T) {
 	}
 }
 
+// A configuration that is a link stays one. What can't be checked, here since
+// there is no program, is copied.
+func TestSettingsOfTheOldPackageIntoALink(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t, false)
+	put(t, m.path(oldConf), "DHCP_SERVER=10.0.0.1\n", 0o644)
+	put(t, m.path("etc/site/ipam.conf"), conf.Shipped, 0o644)
+	check(t, os.Symlink("site/ipam.conf", m.path(newConf)))
+	if said := m.run(scriptlet(t, "POSTIN"), "2"); said != "oam-docker-ipam: copied DHCP_SERVER from /etc/oam-docker-ipam/oam-docker-ipam.conf to /etc/site/ipam.conf\n" {
+		t.Errorf("said %q", said)
+	}
+	if target, err := os.Readlink(m.path(newConf)); target != "site/ipam.conf" {
+		t.Errorf("the link leads to %q, %v", target, err)
+	}
+	if text := read(t, m.path(newConf)); !strings.Contains(text, "\nDHCP_SERVER=10.0.0.1\n") {
+		t.Errorf("the configuration is\n%s", text)
+	}
+}
+
 // A file system without room leaves the file whole.
 func TestSettingsOfTheOldPackageWithoutRoom(t *testing.T) {
 	t.Parallel()
@@ -447,33 +484,45 @@ func TestSettingsOfTheOldPackageWithoutRoom(t *testing.T) {
 // The old daemon goes, and what it served goes on where it did.
 func TestUpgradeFromTheOldPackage(t *testing.T) {
 	t.Parallel()
-	file, before := packageOf(t, rpmFile), old(t)
+	file, before := packageOf(t, rpmFile), old(t, "")
+	stopping := old(t, "%preun\nsystemctl stop oam-docker-ipam.service\nsystemctl disable oam-docker-ipam.service\n")
 	const (
-		user     = "systemd-sysusers --replace=/usr/lib/sysusers.d/oam-docker-ipam.conf -\n"
-		reload   = "systemctl daemon-reload\n"
-		enable   = "systemctl --quiet --no-reload enable oam-docker-ipam.socket\n"
-		handOver = "systemctl stop oam-docker-ipam.service\n" + socket + "systemctl --no-block start oam-docker-ipam.service\n"
+		user    = "systemd-sysusers --replace=/usr/lib/sysusers.d/oam-docker-ipam.conf -\n"
+		reload  = "systemctl daemon-reload\n"
+		enable  = "systemctl --quiet enable oam-docker-ipam.service\n"
+		stop    = "systemctl stop oam-docker-ipam.service\n"
+		disable = "systemctl disable oam-docker-ipam.service\n"
+		socket  = "systemctl start oam-docker-ipam.socket\n"
+		start   = "systemctl --no-block start oam-docker-ipam.service\n"
+		// Of our package, and of the old one.
+		files = user + reload + reload
 	)
 	for name, test := range map[string]struct {
-		chroot, active, enabled, noConf, own bool
-		want, says                           string
+		chroot, active, enabled, noConf, own, stops bool
+		want, says                                  string
 	}{
-		"runs and is enabled": {active: true, enabled: true, want: user + reload + enable + handOver + reload},
-		"runs":                {active: true, want: user + reload + handOver + reload},
-		"is enabled":          {enabled: true, want: user + reload + enable + socket + reload},
-		"does neither":        {want: user + reload + reload},
-		"no configuration":    {active: true, enabled: true, noConf: true, want: user + reload + enable + handOver + reload},
-		"installroot":         {chroot: true, enabled: true, want: user + enable + reload},
+		"runs and is enabled":           {active: true, enabled: true, want: files + enable + stop + socket + start},
+		"runs":                          {active: true, want: files + stop + socket + start},
+		"is enabled":                    {enabled: true, want: files + enable + socket},
+		"does neither":                  {want: files},
+		"no configuration":              {active: true, enabled: true, noConf: true, want: files + enable + stop + socket + start},
+		"installroot":                   {chroot: true, enabled: true, want: user + reload + enable},
+		"is stopped by its own package": {active: true, enabled: true, stops: true, want: user + reload + stop + disable + reload + enable + stop + socket + start},
 		"a unit of the user's": {
-			active: true, enabled: true, own: true,
-			want: user + reload + "systemctl restart oam-docker-ipam.service\n" + reload,
-			says: "oam-docker-ipam: /etc/systemd/system/oam-docker-ipam.service hides the unit of this package, which has systemd hold the sockets, a watchdog and no root: remove it unless it is wanted\n",
+			active: true, enabled: true, noConf: true, own: true,
+			want: files + enable + stop + start,
+			says: "oam-docker-ipam: /etc/systemd/system/oam-docker-ipam.service hides the unit of this package, which has systemd hold the sockets, a watchdog and no root: " +
+				"remove it unless it is wanted, and then chown -R oam-docker-ipam: /var/lib/oam-docker-ipam, if that daemon ran as root\n",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			m := newMachine(t, !test.chroot)
-			m.rpm("-i", before)
+			if test.stops {
+				m.rpm("-i", stopping)
+			} else {
+				m.rpm("-i", before)
+			}
 			m.calls()
 			const settings = "DHCP_SERVER=10.0.0.1\n"
 			put(t, m.path(oldConf), settings, 0o644)
@@ -496,15 +545,36 @@ func TestUpgradeFromTheOldPackage(t *testing.T) {
 			if said := m.rpm("-U", file); said != copied+test.says {
 				t.Errorf("said %q, want %q", said, copied+test.says)
 			}
-			// The last reload is the old package's.
 			m.wantCalls("upgrade", test.want)
+			for _, state := range []string{"active", "enabled"} {
+				for _, unit := range []string{"service", "socket"} {
+					was := test.active && state == "active" || test.enabled && state == "enabled"
+					if unit == "socket" && state == "active" {
+						was = !test.chroot && (test.active || test.enabled)
+					}
+					if unit == "socket" && test.own {
+						was = false
+					}
+					if _, err := os.Stat(m.path(state + "/oam-docker-ipam." + unit)); was != (err == nil) {
+						t.Errorf("the %s is %s: %t, want %t", unit, state, err == nil, was)
+					}
+				}
+			}
+			if left, _ := filepath.Glob(m.path("run/oam*")); left != nil {
+				t.Errorf("left %s", left)
+			}
 
 			if name != "runs and is enabled" {
 				return
 			}
 			// The next upgrade is one like any other, and the old file stays.
 			m.rpm("-U", "--force", file)
-			m.wantCalls("second upgrade", user+reload+reload+"systemctl try-restart oam-docker-ipam.service\n")
+			m.wantCalls("second upgrade", files+"systemctl try-restart oam-docker-ipam.service\n")
+			// The way back, and here again.
+			m.rpm("-U", "--oldpackage", before)
+			m.wantCalls("downgrade", reload+"systemctl stop oam-docker-ipam.socket oam-docker-ipam-reconcile.timer\n"+reload+"systemctl restart oam-docker-ipam.service\n")
+			m.rpm("-U", file)
+			m.wantCalls("third upgrade", test.want)
 			m.rpm("-e", "oam-docker-ipam")
 			if got := read(t, m.path(oldConf)); got != settings {
 				t.Errorf("after the removal the old file is %q", got)
@@ -512,8 +582,6 @@ func TestUpgradeFromTheOldPackage(t *testing.T) {
 		})
 	}
 }
-
-const socket = "systemctl start oam-docker-ipam.socket\n"
 
 // dnf installs it into a folder, where another package gives what it needs, and
 // removes it.
