@@ -64,9 +64,12 @@ func newDaemon(s settings, stderr io.Writer) *daemon {
 // (TimeoutStartSec=), without a word to those who wait.
 const startTime = 20 * time.Second
 
-// serve is run, but a start that hangs is an error, so that it can be told to
-// an engine that waits for it.
+// serve is run, but where others wait at passed sockets a start that hangs is an
+// error, so that they can be told.
 func (d *daemon) serve(ctx context.Context, s settings) error {
+	if len(*d.passed.Load()) == 0 {
+		return d.run(ctx, s)
+	}
 	err := awaitStart(d.ready, func() error { return d.run(ctx, s) })
 	if errors.Is(err, errHangs) {
 		return fmt.Errorf("%w: is the disk of %s well?", err, s.dataDir)
