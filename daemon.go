@@ -148,7 +148,7 @@ func (d *daemon) run(ctx context.Context, s settings) (err error) {
 		})
 	}
 	group.Go(func() error { d.notifier.Watch(ctx, d.alive); return nil })
-	group.Go(func() error { d.attend(ctx, s); return nil })
+	group.Go(func() error { d.attend(ctx); return nil })
 	if err := group.Wait(); err != nil {
 		return err
 	}
@@ -234,7 +234,7 @@ func (d *daemon) alive(ctx context.Context) error { return d.manager.Alive(ctx) 
 const statusEvery = 10 * time.Second
 
 // attend keeps the status line true and reloads at a SIGHUP, until ctx ends.
-func (d *daemon) attend(ctx context.Context, s settings) {
+func (d *daemon) attend(ctx context.Context) {
 	tick := time.NewTicker(statusEvery)
 	defer tick.Stop()
 	for {
@@ -246,41 +246,40 @@ func (d *daemon) attend(ctx context.Context, s settings) {
 			d.notifier.Status(d.status())
 		case <-d.hangup:
 			d.notifier.Reloading()
-			s = d.reload(s)
+			d.reload()
 			d.notifier.Ready(d.status())
 		}
 	}
 }
 
 // reload reads the settings again and brings into force what can be while the
-// daemon runs. It returns those in force then: after an error all as they were.
-func (d *daemon) reload(s settings) settings {
+// daemon runs. After an error all stay as they were.
+func (d *daemon) reload() {
 	fresh, err := d.reread()
 	if err == nil {
 		err = d.client.Configure(fresh.global)
 	}
 	if err != nil {
 		d.log.Error("configuration not reloaded: the former one stays in force", "error", err)
-		return s
+		return
 	}
 	d.warnUnknown(fresh)
 	d.manager.Configure(fresh.global)
 	d.level.Set(level(fresh.debug, slog.LevelInfo))
-	changed := differences(s.texts, fresh.texts)
-	s.debug, s.global = fresh.debug, fresh.global
-	s.texts = slices.Clone(s.texts)
-	for _, setting := range changed {
-		if !reloadable(setting.Key) {
+	texts := slices.Clone(d.settings())
+	for i, setting := range fresh.texts { // in the same order
+		changed := setting.Value != texts[i].Value
+		switch {
+		case changed && !reloadable(setting.Key):
 			d.log.Warn("changed setting needs a restart: systemctl restart oam-docker-ipam", "key", setting.Key, "value", setting.Value, "at", setting.Source)
 			continue
+		case changed:
+			d.log.Info("setting changed", "key", setting.Key, "value", setting.Value, "at", setting.Source)
 		}
-		i := slices.IndexFunc(s.texts, func(t server.Setting) bool { return t.Key == setting.Key })
-		s.texts[i] = setting
-		d.log.Info("setting changed", "key", setting.Key, "value", setting.Value, "at", setting.Source)
+		texts[i] = setting
 	}
-	d.texts.Store(&s.texts)
+	d.texts.Store(&texts)
 	d.log.Info("configuration reloaded")
-	return s
 }
 
 // status is the daemon in one line: whom it asks, what it has, and when a

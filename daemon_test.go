@@ -136,6 +136,15 @@ func TestReload(t *testing.T) {
 	if got := force(); got["DHCP_SERVER"] != "" || got["IPAM_DEBUG"] != "false" || d.log.Enabled(ctx, slog.LevelDebug) {
 		t.Errorf("back again: %v", got)
 	}
+
+	// What hasn't changed may stand elsewhere now.
+	write("# moved\n" + own)
+	hangup()
+	log.after(t, "configuration reloaded")
+	running, err := server.Settings(t.Context(), s.socket)
+	if err != nil || textOf(running, keyDataDir).Source != file+":2" {
+		t.Errorf("%+v, %v", running, err)
+	}
 	cancel()
 	if err := <-ended; err != nil {
 		t.Error(err)

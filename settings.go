@@ -234,16 +234,16 @@ func optionTexts(cmd *cli.Command) map[string]string {
 // them.
 func globalOptions(cmd *cli.Command, texts map[string]string) (lease.Options, error) {
 	servers, iface := texts[optionName(keyServers)], texts[optionName(keyInterface)]
+	settings := inForce(cmd)
 	if servers != "" && iface != "" {
-		texts := inForce(cmd)
 		return lease.Options{}, fmt.Errorf("configuration: %s=%s (%s) and %s=%s (%s) exclude each other: the servers are asked as a relay agent or by broadcast; take one out (single networks may have --ipam-opt %s= or %s=)",
-			keyServers, servers, textOf(texts, keyServers).Source, keyInterface, iface, textOf(texts, keyInterface).Source, optionName(keyServers), optionName(keyInterface))
+			keyServers, servers, textOf(settings, keyServers).Source, keyInterface, iface, textOf(settings, keyInterface).Source, optionName(keyServers), optionName(keyInterface))
 	}
 	// Each by itself, so that the error says where it is.
-	for _, s := range inForce(cmd) {
-		name := optionName(s.Key)
-		if _, err := lease.ParseOptions(map[string]string{name: texts[name]}); slices.Contains(optionKeys, s.Key) && err != nil {
-			return lease.Options{}, fmt.Errorf("configuration: %s: %w", s.Source, err)
+	for _, key := range optionKeys {
+		name := optionName(key)
+		if _, err := lease.ParseOptions(map[string]string{name: texts[name]}); err != nil {
+			return lease.Options{}, fmt.Errorf("configuration: %s: %w", textOf(settings, key).Source, err)
 		}
 	}
 	return lease.ParseOptions(texts)
@@ -271,20 +271,6 @@ func (s settings) socketOf(d lease.Driver) string {
 
 // reloadable reports whether a reload brings a setting into force.
 func reloadable(key string) bool { return key == keyDebug || slices.Contains(optionKeys, key) }
-
-// differences are the settings of fresh that aren't as in old.
-func differences(old, fresh []server.Setting) (differ []server.Setting) {
-	values := map[string]string{}
-	for _, s := range old {
-		values[s.Key] = s.Value
-	}
-	for _, s := range fresh {
-		if values[s.Key] != s.Value {
-			differ = append(differ, s)
-		}
-	}
-	return differ
-}
 
 // config prints every setting and where it came from: those that a start would
 // have, or with --running those that the daemon has. With --check it prints
