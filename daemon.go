@@ -23,6 +23,7 @@ import (
 	"github.com/talkingdata/oam-docker-ipam/engine"
 	"github.com/talkingdata/oam-docker-ipam/host"
 	"github.com/talkingdata/oam-docker-ipam/lease"
+	"github.com/talkingdata/oam-docker-ipam/metrics"
 	"github.com/talkingdata/oam-docker-ipam/server"
 	"github.com/talkingdata/oam-docker-ipam/store"
 	"github.com/talkingdata/oam-docker-ipam/systemd"
@@ -47,8 +48,14 @@ type daemon struct {
 	// texts are the settings in force.
 	texts    atomic.Pointer[[]server.Setting]
 	notifier *systemd.Notifier
+	started  time.Time
+	db       *store.DB
 	client   *dhcp.Client
 	manager  *lease.Manager
+	metrics  *metrics.Metrics
+	// silence is how long a server that was asked may be silent until the
+	// daemon is not ready any more.
+	silence time.Duration
 }
 
 // newDaemon makes one that logs to stderr as the settings say.
@@ -97,15 +104,19 @@ func awaitStart(ready <-chan struct{}, run func() error) error {
 // start and releases nothing: containers outlive it.
 func (d *daemon) run(ctx context.Context, s settings) (err error) {
 	d.notifier = systemd.NewNotifier(d.log)
+	d.started, d.silence = time.Now(), s.timeout
 	d.warnUnknown(s)
 
-	db, err := store.Open(s.dataDir)
+	d.metrics = metrics.New(version, commit())
+	d.db, err = store.Open(s.dataDir)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, db.Close()) }()
+	defer func() { err = errors.Join(err, d.db.Close()) }()
+	d.db.Observe(d.metrics.Committed)
 
 	d.client = dhcp.NewClient(s.global, d.log)
+	d.client.Observe(d.metrics)
 	defer func() { err = errors.Join(err, d.client.Close()) }()
 	if err := d.client.Open(); err != nil {
 		return err
@@ -116,8 +127,8 @@ func (d *daemon) run(ctx context.Context, s settings) (err error) {
 	if err != nil {
 		return err
 	}
-	d.manager, err = lease.NewManager(db, d.client, lease.Config{
-		Timeout: s.timeout, Global: s.global, Machine: host.New(), Prober: arp.NewProber(), Engine: docker, Log: d.log,
+	d.manager, err = lease.NewManager(d.db, d.client, lease.Config{
+		Timeout: s.timeout, Global: s.global, Machine: host.New(), Prober: arp.NewProber(), Engine: docker, Observer: d.metrics, Log: d.log,
 	})
 	if err != nil {
 		return err
@@ -142,11 +153,17 @@ func (d *daemon) run(ctx context.Context, s settings) (err error) {
 	// commit.
 	grace := max(s.timeout, lease.FirstWait) + 10*time.Second
 	group, ctx := errgroup.WithContext(ctx)
+	backend := server.Backend{Manager: d.manager, Settings: d.settings, Capture: d.capture, Health: d.health, Options: dhcp.Describe}
 	for driver, l := range listeners {
 		group.Go(func() error {
-			return server.Serve(ctx, l, server.New(d.manager, driver, d.settings, d.log), grace, d.log)
+			return server.Serve(ctx, l, server.New(backend, driver, d.log), grace, d.log)
 		})
 	}
+	d.metrics.From(metrics.Sources{Pools: d.manager.Pools, Drops: d.client.Drops().Counts, DatabaseSize: d.db.Size})
+	group.Go(func() error {
+		metrics.Serve(ctx, s.metrics, d.metrics.Handler(d.alive, d.readiness), d.log)
+		return nil
+	})
 	group.Go(func() error { d.notifier.Watch(ctx, d.alive); return nil })
 	group.Go(func() error { d.attend(ctx); return nil })
 	if err := group.Wait(); err != nil {
@@ -229,6 +246,38 @@ func (d *daemon) settings() []server.Setting { return *d.texts.Load() }
 
 // alive reports whether everything that runs gets on with its work.
 func (d *daemon) alive(ctx context.Context) error { return d.manager.Alive(ctx) }
+
+// readiness reports whether an address request can be expected to succeed.
+func (d *daemon) readiness(ctx context.Context) error {
+	if err := d.db.Alive(ctx); err != nil {
+		return err
+	}
+	return d.client.Ready(d.silence)
+}
+
+// healthTime bounds how long what is stuck is waited for.
+const healthTime = 2 * time.Second
+
+// health is how the daemon is, for operators.
+func (d *daemon) health(ctx context.Context) server.Health {
+	ctx, cancel := context.WithTimeout(ctx, healthTime)
+	defer cancel()
+	text := func(err error) string {
+		if err == nil {
+			return ""
+		}
+		return err.Error()
+	}
+	return server.Health{
+		Version: version, Revision: commit(), PID: os.Getpid(), Started: d.started.UTC().Truncate(time.Second), Database: d.db.Path(),
+		Alive: text(d.alive(ctx)), Ready: text(d.readiness(ctx)),
+	}
+}
+
+// capture writes packets for operators.
+func (d *daemon) capture(ctx context.Context, w io.Writer, what server.Capture) error {
+	return d.client.Capture(ctx, w, dhcp.Capture(what))
+}
 
 // statusEvery is how often the status line is made anew.
 const statusEvery = 10 * time.Second

@@ -141,6 +141,7 @@ func command(stdout, stderr io.Writer, serve func(context.Context, settings) err
 			ofKey(&file, keyConflictInterface, &cli.StringFlag{Name: "conflict-interface", Usage: "`INTERFACE` to probe on, where a network names none"}),
 			ofKey(&file, keyDocker, &cli.StringFlag{Name: "docker", Value: "unix:///var/run/docker.sock", Usage: "`ADDRESS` of the engine's API, for reconcile and for on-lease-lost stop and restart"}),
 			ofKey(&file, keyLogFormat, &cli.StringFlag{Name: "log-format", Value: string(logAuto), Usage: "how the log is written: text, json or auto, which is journald's own format where it goes there and text elsewhere"}),
+			ofKey(&file, keyMetrics, &cli.StringFlag{Name: "metrics-addr", Usage: "serve Prometheus metrics, /healthz and /readyz at this `ADDRESS`: IP:PORT or the path of a unix socket (default: nowhere)"}),
 			ofKey(&file, keyTimeout, &cli.DurationFlag{Name: "dhcp-timeout", Value: 30 * time.Second, Usage: "longest `TIME` that one address request may take, but a new VLAN's first"}),
 		},
 		Commands: []*cli.Command{

@@ -17,6 +17,7 @@ import (
 	"github.com/talkingdata/oam-docker-ipam/conf"
 	"github.com/talkingdata/oam-docker-ipam/engine"
 	"github.com/talkingdata/oam-docker-ipam/lease"
+	"github.com/talkingdata/oam-docker-ipam/metrics"
 	"github.com/talkingdata/oam-docker-ipam/server"
 )
 
@@ -33,6 +34,7 @@ const (
 	keyTimeout    = "DHCP_TIMEOUT"
 	keyDocker     = "DOCKER"
 	keyLogFormat  = "LOG_FORMAT"
+	keyMetrics    = "METRICS_ADDR"
 
 	keyClientID          = "CLIENT_ID"
 	keyReleaseDelay      = "RELEASE_DELAY"
@@ -175,6 +177,7 @@ type settings struct {
 	dataDir   string
 	docker    string
 	timeout   time.Duration
+	metrics   metrics.Addr
 	// texts are all of them as their user wrote them, in the flags' order.
 	texts []server.Setting
 	// unknown are the keys of the configuration file that are no settings.
@@ -204,6 +207,9 @@ func readSettings(cmd *cli.Command, file *conf.File) (settings, error) {
 	}
 	if _, err := engine.New(s.docker); err != nil {
 		return settings{}, fmt.Errorf("configuration: %s: %w", textOf(s.texts, keyDocker).Source, err)
+	}
+	if s.metrics, err = metrics.ParseAddr(cmd.String("metrics-addr")); err != nil {
+		return settings{}, fmt.Errorf("configuration: %s: %w", textOf(s.texts, keyMetrics).Source, err)
 	}
 	switch {
 	case s.dataDir == "":

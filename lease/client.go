@@ -49,10 +49,34 @@ type Client interface {
 	// relay addresses, the first server's.
 	RelayMAC(ctx context.Context, pool Pool) (MAC, error)
 
+	// Servers tells how the servers of a pool have answered since the start: as
+	// a relay agent each that is configured and whose address is known, by
+	// broadcast each that has answered on that interface. It sends nothing.
+	Servers(pool Pool) []ServerStatus
+
 	// Alive returns nil as soon as it is sure that the client can send and
 	// receives, else when ctx ends an error that says what is stuck and for how
 	// long. It sends nothing.
 	Alive(ctx context.Context) error
+}
+
+// ServerStatus is how one DHCP server has answered since the daemon's start.
+type ServerStatus struct {
+	// Server is the address by which it is asked, or on a LAN its identifier;
+	// zero on a LAN where none has answered yet.
+	Server netip.Addr `json:"server,omitzero"`
+	// Answered is when its last answer came, Took the time from the message to
+	// that answer. Both are zero before the first.
+	Answered time.Time     `json:"answered,omitzero"`
+	Took     time.Duration `json:"-"`
+	// Silent is when the first message was sent that it hasn't answered since
+	// its last answer, and Unanswered how many these are by now. Zero: none.
+	Silent     time.Time `json:"silent,omitzero"`
+	Unanswered int       `json:"unanswered"`
+	// Offers, ACKs and NAKs count its answers that an exchange took.
+	Offers uint64 `json:"offers"`
+	ACKs   uint64 `json:"acks"`
+	NAKs   uint64 `json:"naks"`
 }
 
 // Host is the machine that this daemon runs on.
@@ -141,6 +165,9 @@ type Store interface {
 	// Commit makes a change. All of it is on disk when Commit returns; after
 	// an error nothing has changed. It fails when a lease's pool is not there.
 	Commit(Change) error
+	// Events returns the stored events that come after the one of a Seq, 0
+	// standing for all, the oldest first.
+	Events(after uint64) ([]Event, error)
 	// Alive returns nil as soon as a change could be made, else when ctx ends an
 	// error that says what is stuck and for how long. It writes nothing.
 	Alive(ctx context.Context) error
@@ -163,4 +190,5 @@ type Change struct {
 	PutLeases    []Lease      // each the only one of its Key
 	PutBindings  []Binding    // each the only one of its BindingKey
 	PutHost      HostIdentity // unless zero
+	PutEvents    []Event      // which get their Seq here, in this order
 }

@@ -26,7 +26,9 @@ type Config struct {
 	Prober Prober
 	// Engine is asked where a network's loss policy says so.
 	Engine Engine
-	Log    *slog.Logger
+	// Observer is told what happens; nil for nobody.
+	Observer Observer
+	Log      *slog.Logger
 }
 
 // Manager is the one owner of this host's pools and leases and of what keeps

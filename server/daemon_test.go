@@ -216,7 +216,9 @@ func startDaemonAs(t testing.TB, as lease.Driver, store lease.Store, grace time.
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- Serve(ctx, l, New(d.manager, d.as, noSettings, log), grace, log) }()
+	go func() {
+		ended <- Serve(ctx, l, New(Backend{Manager: d.manager, Settings: noSettings}, d.as, log), grace, log)
+	}()
 	d.stop = sync.OnceValue(func() error { cancel(); return <-ended })
 	t.Cleanup(func() { _ = d.stop() })
 	return d
@@ -280,3 +282,7 @@ func (d *daemon) call(path, body, want string) {
 }
 
 func noSettings() []Setting { return nil }
+
+func (c *fakeClient) Servers(lease.Pool) []lease.ServerStatus { return nil }
+
+func (fakeStore) Events(uint64) ([]lease.Event, error) { return nil, nil }

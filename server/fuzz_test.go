@@ -38,7 +38,7 @@ func FuzzBodies(f *testing.F) {
 		manager, client := newManager(t, fakeStore{pools: []lease.Pool{{ID: "known", Subnet: netip.MustParsePrefix("192.0.2.0/24"), Gateway: netip.MustParseAddr("192.0.2.1")}}})
 		to := paths[int(path)%len(paths)]
 		w := httptest.NewRecorder()
-		New(manager, drivers[0], noSettings, slog.New(slog.DiscardHandler)).ServeHTTP(w, httptest.NewRequest(http.MethodPost, to, strings.NewReader(string(body))))
+		New(Backend{Manager: manager, Settings: noSettings}, drivers[0], slog.New(slog.DiscardHandler)).ServeHTTP(w, httptest.NewRequest(http.MethodPost, to, strings.NewReader(string(body))))
 		if w.Code != http.StatusOK && w.Code != http.StatusBadRequest {
 			t.Fatalf("%s %q answers %d %s", to, body, w.Code, w.Body)
 		}

@@ -27,6 +27,7 @@ const (
 	leasesPath    = operatorPath + "leases"
 	reconcilePath = operatorPath + "reconcile"
 	settingsPath  = operatorPath + "settings"
+	healthPath    = operatorPath + "health"
 )
 
 // Lease is a lease as operators and their programs read it. Times are UTC in
@@ -63,12 +64,44 @@ func present(l lease.Held) Lease {
 	}
 }
 
+// Backend is what operators are answered from.
+type Backend struct {
+	Manager *lease.Manager
+	// Settings are those in force.
+	Settings func() []Setting
+	// Capture writes DHCP packets as pcapng until ctx ends, each at once.
+	Capture func(ctx context.Context, w io.Writer, what Capture) error
+	// Health is how the daemon is.
+	Health func(ctx context.Context) Health
+	// Options reads the options of an ACK, as lease.Lease has them.
+	Options func(raw []byte) []lease.ReceivedOption
+}
+
+// Capture is what an operator wants of the daemon's packets.
+type Capture struct {
+	Container string // its name or MAC; "" for all
+	Pool      string // the pool's ID or subnet; "" for all
+	Last      int    // how many of the remembered packets come first, at most
+}
+
+// Health is how a daemon is.
+type Health struct {
+	Version  string    `json:"version"`
+	Revision string    `json:"commit"`
+	PID      int       `json:"pid"`
+	Started  time.Time `json:"started"`
+	Database string    `json:"database"` // the file
+	// Alive and Ready say what is wrong, "" for nothing, as /healthz and
+	// /readyz do.
+	Alive string `json:"alive"`
+	Ready string `json:"ready"`
+}
+
 // operator answers the operator commands. Whoever may open the socket may do
 // everything: it is root's.
 type operator struct {
-	manager  *lease.Manager
-	settings func() []Setting
-	log      *slog.Logger
+	Backend
+	log *slog.Logger
 }
 
 func (o operator) route(r *mux.Router) {
@@ -78,11 +111,12 @@ func (o operator) route(r *mux.Router) {
 	r.HandleFunc(leasesPath+"/{key:.*}", o.release).Methods(http.MethodDelete)
 	r.HandleFunc(reconcilePath, o.reconcile).Methods(http.MethodPost)
 	r.HandleFunc(settingsPath, o.inForce).Methods(http.MethodGet)
+	r.HandleFunc(healthPath, o.health).Methods(http.MethodGet)
 }
 
 func (o operator) list(w http.ResponseWriter, _ *http.Request) {
 	leases := []Lease{}
-	for _, l := range o.manager.Leases() {
+	for _, l := range o.Manager.Leases() {
 		leases = append(leases, present(l))
 	}
 	answer(w, http.StatusOK, leases)
@@ -90,7 +124,7 @@ func (o operator) list(w http.ResponseWriter, _ *http.Request) {
 
 func (o operator) release(w http.ResponseWriter, r *http.Request) {
 	key := mux.Vars(r)["key"]
-	l, err := o.manager.ReleaseByHand(r.Context(), key, r.URL.Query().Get("pool"))
+	l, err := o.Manager.ReleaseByHand(r.Context(), key, r.URL.Query().Get("pool"))
 	switch {
 	case errors.Is(err, lease.ErrNoLease):
 		answer(w, http.StatusNotFound, failure{Err: err.Error()})
@@ -121,7 +155,7 @@ func (o operator) reconcile(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusBadRequest, failure{Err: fmt.Sprintf("read the inventory: %v", err)})
 		return
 	}
-	findings, err := o.manager.Reconcile(r.Context(), in.Inventory, in.DryRun)
+	findings, err := o.Manager.Reconcile(r.Context(), in.Inventory, in.DryRun)
 	for _, f := range findings {
 		o.log.Info("reconciled", "action", f.Action, "dry run", in.DryRun, "address", f.Address, "mac", f.MAC, "name", f.Name, "network", f.Network, "detail", f.Detail)
 	}
@@ -140,7 +174,18 @@ type Setting struct {
 }
 
 func (o operator) inForce(w http.ResponseWriter, _ *http.Request) {
-	answer(w, http.StatusOK, append([]Setting{}, o.settings()...))
+	answer(w, http.StatusOK, append([]Setting{}, o.Settings()...))
+}
+
+func (o operator) health(w http.ResponseWriter, r *http.Request) {
+	answer(w, http.StatusOK, o.Health(r.Context()))
+}
+
+// AskHealth asks the daemon on a socket how it is.
+func AskHealth(ctx context.Context, socket string) (Health, error) {
+	var h Health
+	err := ask(ctx, socket, http.MethodGet, healthPath, nil, &h)
+	return h, err
 }
 
 // Settings asks the daemon on a socket for its settings in force, in the order
@@ -178,14 +223,32 @@ func Release(ctx context.Context, socket, key, pool string) (Lease, error) {
 	return l, err
 }
 
-// ask calls the daemon, with a body unless in is nil. Its errors are for the
-// operator.
+// ask calls the daemon, with a body unless in is nil, and reads its answer. Its
+// errors are for the operator.
 func ask(ctx context.Context, socket, method, path string, in, out any) error {
+	answer, err := open(ctx, socket, method, path, in)
+	if err != nil {
+		return err
+	}
+	defer answer.Close()
+	text, err := io.ReadAll(answer)
+	if err != nil {
+		return fmt.Errorf("read the daemon's answer: %w", err)
+	}
+	if err := json.Unmarshal(text, out); err != nil {
+		return fmt.Errorf("parse the daemon's answer: %w", err)
+	}
+	return nil
+}
+
+// open calls the daemon, with a body unless in is nil, and returns its answer,
+// which the caller must close. Its errors are for the operator.
+func open(ctx context.Context, socket, method, path string, in any) (io.ReadCloser, error) {
 	var body io.Reader
 	if in != nil {
 		text, err := json.Marshal(in)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		body = bytes.NewReader(text)
 	}
@@ -195,31 +258,31 @@ func ask(ctx context.Context, socket, method, path string, in, out any) error {
 	}}}
 	req, err := http.NewRequestWithContext(ctx, method, "http://oam-docker-ipam"+path, body)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	resp, err := client.Do(req)
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("open %s: not permitted: run this as root", socket)
+		return nil, fmt.Errorf("open %s: not permitted: run this as root", socket)
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ECONNREFUSED):
-		return fmt.Errorf("the daemon is not running: nobody serves %s: start it (systemctl start oam-docker-ipam), or name its socket with --socket", socket)
+		return nil, fmt.Errorf("%w: nobody serves %s: start it (systemctl start oam-docker-ipam), or name its socket with --socket", ErrNotRunning, socket)
 	case err != nil:
-		return fmt.Errorf("ask the daemon: %w", err)
+		return nil, fmt.Errorf("ask the daemon: %w", err)
+	}
+	if resp.StatusCode == http.StatusOK {
+		return resp.Body, nil
 	}
 	defer resp.Body.Close()
 	text, err := io.ReadAll(resp.Body)
 	if err != nil {
-		return fmt.Errorf("read the daemon's answer: %w", err)
+		return nil, fmt.Errorf("read the daemon's answer: %w", err)
 	}
-	if resp.StatusCode != http.StatusOK {
-		var failed failure
-		if json.Unmarshal(text, &failed) == nil && failed.Err != "" {
-			return errors.New(failed.Err)
-		}
-		return fmt.Errorf("the daemon answers %s", resp.Status)
+	var failed failure
+	if json.Unmarshal(text, &failed) == nil && failed.Err != "" {
+		return nil, errors.New(failed.Err)
 	}
-	if err := json.Unmarshal(text, out); err != nil {
-		return fmt.Errorf("parse the daemon's answer: %w", err)
-	}
-	return nil
+	return nil, fmt.Errorf("the daemon answers %s", resp.Status)
 }
+
+// ErrNotRunning: nobody serves the daemon's socket.
+var ErrNotRunning = errors.New("the daemon is not running")

@@ -160,7 +160,7 @@ func TestSettings(t *testing.T) {
 	manager, _ := newManager(t, fakeStore{})
 	socket := hold(t, "talkingdata.sock")
 	var inForce []Setting
-	stop := serve(socket.pass(), New(manager, drivers[0], func() []Setting { return inForce }, slog.New(slog.DiscardHandler)))
+	stop := serve(socket.pass(), New(Backend{Manager: manager, Settings: func() []Setting { return inForce }}, drivers[0], slog.New(slog.DiscardHandler)))
 	defer func() { _ = stop() }()
 	ask := func() []Setting {
 		t.Helper()

@@ -105,7 +105,7 @@ func TestRefuseLeavesSockets(t *testing.T) {
 	}
 	late := call()
 	manager, _ := newManager(t, fakeStore{})
-	stop := serve(socket.pass(), New(manager, drivers[0], noSettings, slog.New(slog.DiscardHandler)))
+	stop := serve(socket.pass(), New(Backend{Manager: manager, Settings: noSettings}, drivers[0], slog.New(slog.DiscardHandler)))
 	if got, err := io.ReadAll(late); err != nil || !strings.Contains(string(got), `"PoolID":"192.0.2.0/24`) {
 		t.Errorf("who came later gets %q, %v", got, err)
 	}

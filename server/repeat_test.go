@@ -133,7 +133,7 @@ func TestRepeats(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				manager, client := newManager(t, fakeStore{})
-				h := New(manager, drivers[0], noSettings, slog.New(slog.DiscardHandler))
+				h := New(Backend{Manager: manager, Settings: noSettings}, drivers[0], slog.New(slog.DiscardHandler))
 				post := func(path, body string) string {
 					w := httptest.NewRecorder()
 					h.ServeHTTP(w, httptest.NewRequest(http.MethodPost, path, strings.NewReader(body)))
@@ -160,7 +160,7 @@ func TestRepeats(t *testing.T) {
 func TestRepeatsOfAnotherDriver(t *testing.T) {
 	manager, _ := newManager(t, fakeStore{})
 	for _, as := range drivers {
-		h := New(manager, as, noSettings, slog.New(slog.DiscardHandler))
+		h := New(Backend{Manager: manager, Settings: noSettings}, as, slog.New(slog.DiscardHandler))
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/IpamDriver.RequestPool", strings.NewReader(`{"Options":{"dhcp_server":"192.0.2.3"}}`)))
 		if !strings.Contains(w.Body.String(), `"Pool":"192.0.2.0/24"`) {

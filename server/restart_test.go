@@ -86,7 +86,7 @@ func TestRestartsUnderLoad(t *testing.T) {
 		time.Sleep(time.Millisecond) // some are in hand whenever it stops
 		return client.grant(req)
 	}
-	h := New(manager, drivers[0], noSettings, slog.New(slog.DiscardHandler))
+	h := New(Backend{Manager: manager, Settings: noSettings}, drivers[0], slog.New(slog.DiscardHandler))
 	pool, err := manager.AddPool(t.Context(), lease.Pool{Subnet: unasked})
 	if err != nil {
 		t.Fatal(err)
@@ -185,7 +185,7 @@ func TestShutdownAnswersWhoeverIsIn(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			socket := hold(t, "talkingdata.sock")
 			manager, _ := newManager(t, fakeStore{})
-			h := New(manager, drivers[0], noSettings, slog.New(slog.DiscardHandler))
+			h := New(Backend{Manager: manager, Settings: noSettings}, drivers[0], slog.New(slog.DiscardHandler))
 			in := watch(socket.pass())
 			stop := serve(in, h)
 			early := socket.dial()
@@ -272,7 +272,7 @@ func TestShutdownSilentCaller(t *testing.T) {
 				ctx, cancel := context.WithCancel(t.Context())
 				ended := make(chan error, 1)
 				go func() {
-					ended <- Serve(ctx, l, New(manager, drivers[0], noSettings, slog.New(slog.DiscardHandler)), c.grace, slog.New(slog.DiscardHandler))
+					ended <- Serve(ctx, l, New(Backend{Manager: manager, Settings: noSettings}, drivers[0], slog.New(slog.DiscardHandler)), c.grace, slog.New(slog.DiscardHandler))
 				}()
 				conn := l.dial()
 				go func() { _, _ = io.Copy(io.Discard, conn) }()

@@ -25,12 +25,11 @@ import (
 
 // New makes the handler of all that the socket of one driver serves: its name
 // also names both address spaces. Operators are served on every socket alike,
-// since all are root's only. They are told the settings in force, asked for
-// anew each time.
-func New(manager *lease.Manager, as lease.Driver, settings func() []Setting, log *slog.Logger) http.Handler {
+// since all are root's only.
+func New(b Backend, as lease.Driver, log *slog.Logger) http.Handler {
 	r := newRouter()
-	driver{manager, as, log, new(repeats)}.route(r)
-	operator{manager, settings, log}.route(r)
+	driver{b.Manager, as, log, new(repeats)}.route(r)
+	operator{b, log}.route(r)
 	return r
 }
 
@@ -110,7 +109,7 @@ func Serve(ctx context.Context, l net.Listener, h http.Handler, grace time.Durat
 	// isn't used: once nobody is let in any more, connections end by themselves.
 	var callers sync.WaitGroup
 	s := &http.Server{
-		Handler: h, ReadHeaderTimeout: headerTime,
+		Handler: h, ReadHeaderTimeout: headerTime, BaseContext: baseContext(ctx),
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 		ConnState: func(_ net.Conn, state http.ConnState) {
 			switch state {

@@ -69,6 +69,9 @@ const lockWait = 2 * time.Second
 type DB struct {
 	bolt *bolt.DB
 
+	// committed is called after each commit.
+	committed func(took time.Duration, changes int, err error)
+
 	// writer is held by the one caller who commits. It comes before mu.
 	writer sync.Mutex
 	// running is the commit that is on its way to the disk, nil while none is.
@@ -113,7 +116,7 @@ func Open(folder string) (*DB, error) {
 	if err != nil {
 		return nil, explain(path, err)
 	}
-	return &DB{bolt: b}, nil
+	return &DB{bolt: b, committed: func(time.Duration, int, error) {}}, nil
 }
 
 // openFile opens and checks the file and brings its schema up to date. bbolt
@@ -299,9 +302,11 @@ func (db *DB) Commit(c lease.Change) error {
 // anybody foresaw, and takes all of them back.
 func (db *DB) commit(batch []*change) {
 	defer db.begin()()
+	began := time.Now()
 	// Stays when one of the changes panics, which fails all of them.
 	err := errors.New("cut short")
 	defer func() {
+		db.committed(time.Since(began), len(batch), err)
 		for _, c := range batch {
 			c.done = true
 			if err != nil {

@@ -1,0 +1,92 @@
+package lease
+
+import (
+	"net/netip"
+	"time"
+)
+
+// EventKind is what happened.
+type EventKind string
+
+// The kinds of events.
+const (
+	// EventGranted: an endpoint has a lease, by a server's word or, during an
+	// outage, the stored one.
+	EventGranted EventKind = "granted"
+	// EventFailed: an endpoint's request for an address was refused.
+	EventFailed EventKind = "failed"
+	// EventRenewed: the leasing server extended a lease, or granted a lost one
+	// again.
+	EventRenewed EventKind = "renewed"
+	// EventRebound: a server extended a lease in Rebinding.
+	EventRebound EventKind = "rebound"
+	// EventNAK: a server refused to extend or to confirm.
+	EventNAK EventKind = "nak"
+	// EventLost: a lease ended under its container.
+	EventLost EventKind = "lost"
+	// EventLeft: a container left, and the release of its lease waits.
+	EventLeft EventKind = "left"
+	// EventReleased: a DHCPRELEASE was sent.
+	EventReleased EventKind = "released"
+	// EventConflict: somebody else has an address that a server granted.
+	EventConflict EventKind = "conflict"
+	// EventDeclined: a DHCPDECLINE was sent.
+	EventDeclined EventKind = "declined"
+	// EventReconciled: a reconcile adopted, resumed, released or forgot a lease.
+	EventReconciled EventKind = "reconciled"
+	// EventServerSilent: the servers of some leases don't answer.
+	EventServerSilent EventKind = "server-silent"
+	// EventServerBack: such a server answers again.
+	EventServerBack EventKind = "server-back"
+)
+
+// EventKinds are all of them.
+var EventKinds = []EventKind{
+	EventGranted, EventFailed, EventRenewed, EventRebound, EventNAK, EventLost, EventLeft, EventReleased,
+	EventConflict, EventDeclined, EventReconciled, EventServerSilent, EventServerBack,
+}
+
+// Event is something that happened to a lease, or with a server. What isn't
+// known of it is zero.
+type Event struct {
+	// Seq orders events: each has a greater one than those before it. The Store
+	// gives it.
+	Seq     uint64     `json:"seq"`
+	Time    time.Time  `json:"time"` // by the wall clock
+	Kind    EventKind  `json:"event"`
+	Pool    string     `json:"pool_id,omitempty"`
+	Address netip.Addr `json:"address,omitzero"`
+	MAC     MAC        `json:"mac,omitzero"`
+	Name    string     `json:"name,omitempty"`
+	Server  netip.Addr `json:"server,omitzero"`
+	Detail  string     `json:"detail,omitempty"` // for people
+}
+
+// MaxEvents bounds the stored events: that many of EventRenewed, which come as
+// often as leases are renewed, and that many of all others. Newer ones take the
+// place of the oldest.
+const MaxEvents = 10_000
+
+// Observer is told what happens, to be counted. Its methods return at once and
+// may be called concurrently, also with locks held.
+type Observer interface {
+	// Requested: an endpoint's address request ended, with err or nil.
+	Requested(took time.Duration, err error)
+	// Attempted: an attempt to keep a lease ended, with err or nil. State is the
+	// lease's when it began, late how long after T1 it ended.
+	Attempted(state State, late time.Duration, err error)
+	// Happened: an event, whose Seq isn't known yet.
+	Happened(Event)
+}
+
+// Unobserved is an Observer for whom nothing counts.
+type Unobserved struct{}
+
+// Requested implements Observer.
+func (Unobserved) Requested(time.Duration, error) {}
+
+// Attempted implements Observer.
+func (Unobserved) Attempted(State, time.Duration, error) {}
+
+// Happened implements Observer.
+func (Unobserved) Happened(Event) {}
