@@ -23,6 +23,29 @@ type Endpoint struct {
 // tells, one whose identity had one before gets that address again where the
 // server agrees.
 func (m *Manager) Acquire(ctx context.Context, poolID string, ep Endpoint) (Lease, error) {
+	began := time.Now()
+	l, err := m.request(ctx, poolID, ep)
+	m.observer.Requested(time.Since(began), err)
+	if err != nil {
+		m.refuse(poolID, ep, err)
+	}
+	return l, err
+}
+
+// refuse notes that a request failed.
+func (m *Manager) refuse(poolID string, ep Endpoint, err error) {
+	e := happening(Event{Kind: EventFailed, Pool: poolID, Address: ep.Address, MAC: ep.MAC, Name: ep.Name, Detail: err.Error()})
+	m.mu.Lock()
+	if p := m.pools[poolID]; p != nil {
+		p.refused++
+		p.refusal = &e
+	}
+	m.mu.Unlock()
+	m.record(e)
+}
+
+// request is Acquire, unobserved.
+func (m *Manager) request(ctx context.Context, poolID string, ep Endpoint) (Lease, error) {
 	caller := ctx
 	ctx, cancel := context.WithTimeout(ctx, m.patience(poolID))
 	defer cancel()
@@ -261,6 +284,8 @@ func (m *Manager) negotiate(ctx context.Context, w *wish) (Lease, error) {
 	case err == nil:
 		return l, nil
 	case errors.Is(err, ErrNAK):
+		former.Pool = w.pool.ID
+		m.record(former.event(EventNAK, err.Error()))
 		req.Address, w.known = w.ep.Address, false
 	case former.State(m.clock.now()) != Lost:
 		return m.discoverOr(ctx, w, req, former, patience)
@@ -387,11 +412,14 @@ func (l Lease) holder() string {
 // keepHeld answers an endpoint with the lease that it already has: its release
 // was lost, or its engine asked twice.
 func (m *Manager) keepHeld(p *pool, l Lease, name string) (Lease, error) {
+	const detail = "it has this lease already: its release was lost, or the engine asked twice"
 	if name != "" && name != l.Name {
 		l.Name = name
-		if err := m.commit(Change{PutLeases: []Lease{l}}); err != nil {
+		if err := m.commit(Change{PutLeases: []Lease{l}, PutEvents: []Event{l.event(EventGranted, detail)}}); err != nil {
 			return Lease{}, fmt.Errorf("store the lease: %w", err)
 		}
+	} else {
+		m.record(l.event(EventGranted, detail))
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -420,15 +448,19 @@ func (m *Manager) admit(caller context.Context, p *pool, l Lease) error {
 		if taken.MAC != l.MAC && !bytes.Equal(taken.ClientID, l.ClientID) {
 			m.decline(caller, m.current(p), l)
 		}
-		return fmt.Errorf("the DHCP server %s gave out an address twice: %w", l.Server, inUse(taken))
+		err := fmt.Errorf("the DHCP server %s gave out an address twice: %w", l.Server, inUse(taken))
+		m.record(l.event(EventConflict, err.Error()))
+		return err
 	}
 	former := p.byMAC[l.MAC]
 	e := m.addLocked(p, l)
 	e.since = m.clock.now()
+	detail := m.until(l)
 	if l.State(m.clock.now()) != Bound {
 		e.unconfirmed = 1
+		detail = "stored lease, no server answered: " + detail
 	}
-	change := Change{PutLeases: []Lease{l}}
+	change := Change{PutLeases: []Lease{l}, PutEvents: []Event{l.event(EventGranted, detail)}}
 	if _, bound := m.bindings.get(key); bound {
 		change.DropBindings = []BindingKey{key}
 	}

@@ -257,15 +257,18 @@ func (m *Manager) leave(ctx context.Context, p Pool, l Lease, atOnce bool) (Bind
 	foreign := m.foreign(ctx, p, l)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if foreign {
+	change := Change{DropLeases: []Key{l.Key()}}
+	switch {
+	case foreign:
 		// Its address is another host's now: nothing to give back or to come
 		// back to.
-		return Binding{}, Change{DropLeases: []Key{l.Key()}}
+		change.PutEvents = []Event{l.event(EventLeft, "the lease was taken by another host: nothing is sent")}
+		return Binding{}, change
+	case !b.Released:
+		change.PutEvents = []Event{l.event(EventLeft, fmt.Sprintf("released in %s unless it comes back", delay))}
 	}
-	return b, Change{
-		DropLeases: []Key{l.Key()}, PutBindings: []Binding{b},
-		DropBindings: m.bindings.outdated(b.Key().Subnet, b.Left),
-	}
+	change.PutBindings, change.DropBindings = []Binding{b}, m.bindings.outdated(b.Key().Subnet, b.Left)
+	return b, change
 }
 
 // left remembers what leave made, once it is on disk, and sends the release

@@ -36,6 +36,8 @@ func (m *Manager) disputed(ctx context.Context, p Pool, l Lease) (taken, err err
 	if !found {
 		return nil, nil
 	}
+	l.Pool = p.ID
+	m.record(l.event(EventConflict, fmt.Sprintf("used by %s on %s", by, o.ConflictInterface)))
 	m.log.Warn("address conflict: declined", "address", l.Addr(), "mac", l.MAC, "name", l.Name, "used by", by, "interface", o.ConflictInterface, "server", l.Server)
 	return fmt.Errorf("address %s is in use by %s on %s, to which the DHCP server %s didn't lease it: find that host and correct it", l.Addr(), by, o.ConflictInterface, l.Server), nil
 }

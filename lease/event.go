@@ -11,12 +11,11 @@ type EventKind string
 // The kinds of events.
 const (
 	// EventGranted: an endpoint has a lease, by a server's word or, during an
-	// outage, the stored one.
+	// outage, the stored one; or again one that was lost.
 	EventGranted EventKind = "granted"
 	// EventFailed: an endpoint's request for an address was refused.
 	EventFailed EventKind = "failed"
-	// EventRenewed: the leasing server extended a lease, or granted a lost one
-	// again.
+	// EventRenewed: the leasing server extended a lease.
 	EventRenewed EventKind = "renewed"
 	// EventRebound: a server extended a lease in Rebinding.
 	EventRebound EventKind = "rebound"
@@ -24,7 +23,8 @@ const (
 	EventNAK EventKind = "nak"
 	// EventLost: a lease ended under its container.
 	EventLost EventKind = "lost"
-	// EventLeft: a container left, and the release of its lease waits.
+	// EventLeft: a container left, and the release of its lease waits, or could
+	// not be sent.
 	EventLeft EventKind = "left"
 	// EventReleased: a DHCPRELEASE was sent.
 	EventReleased EventKind = "released"
@@ -59,7 +59,7 @@ type Event struct {
 	MAC     MAC        `json:"mac,omitzero"`
 	Name    string     `json:"name,omitempty"`
 	Server  netip.Addr `json:"server,omitzero"`
-	Detail  string     `json:"detail,omitempty"` // for people
+	Detail  string     `json:"detail,omitempty"` // for people: one line, at most 300 bytes
 }
 
 // MaxEvents bounds the stored events: that many of EventRenewed, which come as

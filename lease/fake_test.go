@@ -204,6 +204,13 @@ func (s *dhcpServer) Rebind(ctx context.Context, _ lease.Pool, l lease.Lease) (l
 
 func (s *dhcpServer) Alive(ctx context.Context) error { return alive(ctx, &s.stuck) }
 
+// Servers is this one.
+func (s *dhcpServer) Servers(p lease.Pool) []lease.ServerStatus {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return []lease.ServerStatus{{Server: s.id.get(), Offers: uint64(len(s.requests))}}
+}
+
 func (s *dhcpServer) extend(ctx context.Context, kind string, l lease.Lease) (lease.Lease, error) {
 	s.note(kind, l.Addr())
 	if answer := s.onExtend.get(); answer != nil {
@@ -428,6 +435,7 @@ type memStore struct {
 	leases   map[lease.Key]lease.Lease
 	bindings map[lease.BindingKey]lease.Binding
 	host     lease.HostIdentity
+	events   []lease.Event
 	calls    []string
 }
 
@@ -454,8 +462,10 @@ func call(c lease.Change) string {
 		return "DeleteLease"
 	case len(c.PutBindings) > 0:
 		return "PutBinding"
+	case len(c.DropBindings) > 0:
+		return "DropBinding"
 	}
-	return "DropBinding"
+	return "PutEvent"
 }
 
 func (s *memStore) do(call string, change func() error) error {
@@ -512,8 +522,19 @@ func (s *memStore) Commit(c lease.Change) error {
 		if c.PutHost != (lease.HostIdentity{}) {
 			s.host = c.PutHost
 		}
+		for _, e := range c.PutEvents {
+			e.Seq = uint64(len(s.events)) + 1
+			s.events = append(s.events, e)
+		}
 		return nil
 	})
+}
+
+// Events are all: there is no limit.
+func (s *memStore) Events(after uint64) ([]lease.Event, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.events[min(after, uint64(len(s.events))):]), nil
 }
 
 func (s *memStore) Alive(ctx context.Context) error { return alive(ctx, &s.stuck) }
@@ -547,11 +568,13 @@ type world struct {
 	host       *fakeHost
 	neighbours *neighbours
 	engine     *engine
+	observer   *observer     // nil for none
 	global     lease.Options // of the next start
 	manager    *lease.Manager
 	log        lockedBuffer
 	watched    context.Context // nil where no watchdog is wanted
 	alarm      knob[string]    // that the test expects
+	seen       uint64          // the last event
 }
 
 // lockedBuffer may be written and read concurrently.
@@ -610,15 +633,19 @@ func inWorldOf(t *testing.T, global lease.Options, test func(w *world)) {
 }
 
 func newWorld(t *testing.T) *world {
-	return &world{T: t, server: newServer(), store: newStore(), host: newHost(), neighbours: &neighbours{}, engine: &engine{}}
+	return &world{T: t, server: newServer(), store: newStore(), host: newHost(), neighbours: &neighbours{}, engine: &engine{}, observer: &observer{}}
 }
 
 // config is a manager's, with the world's fakes.
 func (w *world) config() lease.Config {
-	return lease.Config{
+	c := lease.Config{
 		Timeout: timeout, Global: w.global, Machine: w.host, Prober: w.neighbours, Engine: w.engine,
 		Log: slog.New(slog.NewTextHandler(&w.log, nil)),
 	}
+	if w.observer != nil {
+		c.Observer = w.observer
+	}
+	return c
 }
 
 // start makes the manager from what the store has.
@@ -780,7 +807,3 @@ func prefix(s string) netip.Prefix {
 
 // mac is the n-th container's.
 func mac(n int) lease.MAC { return lease.MAC{2, 0, 0, 0, byte(n >> 8), byte(n)} }
-
-func (s *dhcpServer) Servers(lease.Pool) []lease.ServerStatus { return nil }
-
-func (s *memStore) Events(uint64) ([]lease.Event, error) { return nil, nil }

@@ -1,6 +1,7 @@
 package lease
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -146,8 +147,19 @@ func (m *Manager) keep(p *pool, e *entry, turn int) {
 		return
 	}
 
+	var another error
+	if err == nil && fresh.Addr() != l.Addr() {
+		another = fmt.Errorf("server %s gave %s at renewal, which was given back", fresh.Server, fresh.Addr())
+	}
+	m.observer.Attempted(state, m.clock.now().Sub(l.Renew), cmp.Or(err, another))
+	var events []Event
+	lose := func(why string, err error) {
+		var lost Event
+		l, lost = m.lose(pool, e, l, why, err)
+		events = append(events, lost)
+	}
 	switch {
-	case err == nil && fresh.Addr() == l.Addr():
+	case err == nil && another == nil:
 		// What the Manager knows of a lease, no server does.
 		fresh.Pool, fresh.Name, fresh.Container, fresh.Host, fresh.Prefix = l.Pool, l.Name, l.Container, l.Host, l.Prefix
 		if state == Lost {
@@ -156,6 +168,7 @@ func (m *Manager) keep(p *pool, e *entry, turn int) {
 		former := l
 		l = fresh
 		next = l.Retry(m.clock.now())
+		events = []Event{m.renewal(l, state, unconfirmed)}
 		m.log.Debug("lease renewed", "address", l.Addr(), "mac", l.MAC, "name", l.Name, "server", l.Server, "until", m.clock.wall(l.Expires))
 		// Not before this lease is renewed: it is not overdue.
 		defer m.heard(l)
@@ -165,10 +178,11 @@ func (m *Manager) keep(p *pool, e *entry, turn int) {
 		}
 	case err == nil:
 		m.sendRelease(ctx, pool, fresh)
-		l = m.lose(pool, e, l, fmt.Sprintf("server %s gave %s at renewal, which was given back", fresh.Server, fresh.Addr()), nil)
+		lose(another.Error(), nil)
 		next = m.clock.now().Add(startOver)
 	case errors.Is(err, ErrNAK) && state != Lost:
-		l = m.lose(pool, e, l, "the server refused its renewal", err)
+		events = []Event{l.event(EventNAK, err.Error())}
+		lose("the server refused its renewal", err)
 		next = m.clock.now().Add(startOver)
 		if state == Renewing {
 			defer m.heard(l)
@@ -178,10 +192,23 @@ func (m *Manager) keep(p *pool, e *entry, turn int) {
 			m.unheard(l, err)
 		}
 		if !told && l.State(m.clock.now()) == Lost {
-			l = m.lose(pool, e, l, "no server renewed it in time", err)
+			lose("no server renewed it in time", err)
 		}
 	}
-	m.replace(p, e, l, next)
+	m.replace(p, e, l, next, events...)
+}
+
+// renewal is the event of an attempt that a server granted.
+func (m *Manager) renewal(l Lease, before State, unconfirmed bool) Event {
+	switch {
+	case before == Lost:
+		return l.event(EventGranted, "lost lease regained: "+m.until(l))
+	case before == Rebinding:
+		return l.event(EventRebound, m.until(l))
+	case unconfirmed:
+		return l.event(EventRenewed, "stored lease confirmed: "+m.until(l))
+	}
+	return l.event(EventRenewed, m.until(l))
 }
 
 // errWaits: the lease is another host's.
@@ -217,18 +244,23 @@ func (m *Manager) waits(l Lease) bool {
 	return m.waitsLocked(l)
 }
 
-// replace stores what an attempt changed and sets the next one.
-func (m *Manager) replace(p *pool, e *entry, l Lease, next time.Time) {
+// replace stores what an attempt changed, with what happened in it, and sets the
+// next one.
+func (m *Manager) replace(p *pool, e *entry, l Lease, next time.Time, events ...Event) {
 	m.mu.Lock()
 	changed := !l.Obtained.Equal(e.lease.Obtained) || !l.Expires.Equal(e.lease.Expires)
 	confirmed := !l.Obtained.Equal(e.lease.Obtained)
 	m.mu.Unlock()
 	if changed {
-		if err := m.commit(Change{PutLeases: []Lease{l}}); err != nil {
+		if err := m.commit(Change{PutLeases: []Lease{l}, PutEvents: events}); err != nil {
 			// Memory is right and the next renewal stores it again; after a
 			// restart the old times would only renew too early.
 			m.log.Error("renewed lease not stored", "address", l.Addr(), "error", err)
+			changed = false
 		}
+	}
+	if !changed {
+		m.record(events...)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()

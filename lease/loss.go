@@ -10,7 +10,7 @@ import (
 
 // lose ends a lease and does what its network's policy says. An engine can't be
 // told that an address changed.
-func (m *Manager) lose(p Pool, e *entry, l Lease, why string, err error) Lease {
+func (m *Manager) lose(p Pool, e *entry, l Lease, why string, err error) (Lease, Event) {
 	m.mu.Lock()
 	e.told = true
 	m.mu.Unlock()
@@ -21,7 +21,10 @@ func (m *Manager) lose(p Pool, e *entry, l Lease, why string, err error) Lease {
 		// wait for whoever called this.
 		m.wg.Go(func() { m.act(policy, p, l) })
 	}
-	return l.lost(m.clock.now())
+	if err != nil {
+		why = fmt.Sprintf("%s: %v", why, err)
+	}
+	return l.lost(m.clock.now()), l.event(EventLost, why)
 }
 
 // engineTime is how long an engine may take to stop a container and start it
@@ -116,13 +119,19 @@ func (m *Manager) unheard(l Lease, err error) {
 		servers = append(servers, via.Addr())
 	}
 	tell := now.Sub(s.logged) >= silencePace
+	var silent []Event
 	if tell {
+		known := s.told
 		s.logged, s.told = now, map[netip.AddrPort]bool{}
-		for via := range s.failed {
+		for via, n := range s.failed {
 			s.told[via] = true
+			if !known[via] {
+				silent = append(silent, happening(Event{Kind: EventServerSilent, Server: via.Addr(), Detail: fmt.Sprintf("attempts without an answer: %d: %v", n, err)}))
+			}
 		}
 	}
 	m.mu.Unlock()
+	m.record(silent...)
 	if tell {
 		m.log.Warn("DHCP servers don't answer: leases are renewed as soon as they do", "servers", servers, "attempts", total, "error", err)
 	}
@@ -148,6 +157,7 @@ func (m *Manager) heard(l Lease) {
 	}
 	m.mu.Unlock()
 	if told {
+		m.record(happening(Event{Kind: EventServerBack, Server: l.Via.Addr(), Detail: fmt.Sprintf("attempts without an answer: %d, leases overdue: %d", failed, overdue)}))
 		m.log.Info("DHCP server answers again", "server", l.Via.Addr(), "unanswered", failed, "overdue", overdue)
 	}
 }

@@ -42,9 +42,12 @@ type Manager struct {
 	machine Host
 	prober  Prober
 	engine  Engine
-	log     *slog.Logger
-	clock   *clock
-	pulse   Pulse[error]
+	// observer may be told with locks held.
+	observer Observer
+	log      *slog.Logger
+	clock    *clock
+	pulse    Pulse[error]
+	journal  journal
 
 	// ctx is the life of the keepers, wg counts those at work.
 	ctx    context.Context
@@ -92,6 +95,10 @@ type pool struct {
 	claims map[MAC]*claim
 	// removed is set by RemovePool: what is being acquired goes back.
 	removed bool
+	// refused counts the address requests that failed, refusal is the last one's
+	// event, nil before it.
+	refused uint64
+	refusal *Event
 }
 
 // entry is one lease and its next attempt. Guarded by Manager.mu; changed and
@@ -132,10 +139,14 @@ func NewManager(store Store, client Client, config Config) (*Manager, error) {
 	}
 	m := &Manager{
 		store: store, client: client, timeout: config.Timeout,
-		machine: config.Machine, prober: config.Prober, engine: config.Engine, log: config.Log,
+		machine: config.Machine, prober: config.Prober, engine: config.Engine, observer: config.Observer, log: config.Log,
 		clock: newClock(config.Machine), identity: saved.Host,
 		pools: map[string]*pool{}, byIdentity: map[BindingKey]*entry{}, identities: map[BindingKey]*claim{},
 		identifying: make(chan struct{}, 1), sending: make(chan struct{}, maxLate),
+		journal: journal{flushing: make(chan struct{}, 1), wake: make(chan struct{}, 1)},
+	}
+	if m.observer == nil {
+		m.observer = Unobserved{}
 	}
 	m.global.Store(new(config.Global.Or(Defaults())))
 	m.ctx, m.cancel = context.WithCancel(context.Background())
@@ -161,6 +172,7 @@ func NewManager(store Store, client Client, config Config) (*Manager, error) {
 	}
 	overdue := m.armLocked(func(*entry) bool { return true })
 	m.wg.Go(m.watchSleep)
+	m.wg.Go(m.keepJournal)
 	m.log.Info("leases resumed", "pools", len(saved.Pools), "leases", len(saved.Leases), "overdue", overdue, "bindings", len(m.bindings.byKey))
 	return m, nil
 }
@@ -178,6 +190,9 @@ func (m *Manager) Close() {
 	m.bindings.stopLocked()
 	m.mu.Unlock()
 	m.wg.Wait()
+	if err := m.flush(); err != nil {
+		m.log.Error("the last events were not stored", "error", err)
+	}
 }
 
 // Configure puts other global options into force while everything runs; call it
@@ -217,7 +232,7 @@ func (m *Manager) commit(c Change) error {
 	for i, b := range c.PutBindings {
 		c.PutBindings[i].Lease = m.clock.stamp(b.Lease)
 	}
-	return m.store.Commit(c)
+	return m.commitEvents(c)
 }
 
 // options are those in force for a pool.

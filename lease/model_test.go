@@ -338,6 +338,9 @@ func (m *model) act() {
 		a := netip.AddrFrom4([4]byte{192, 0, 2, byte(10 + m.rand.IntN(24))})
 		if _, taken := m.server.table[a]; !taken {
 			m.step("somebody else takes %v", a)
+			if slices.ContainsFunc(m.containers, func(c *container) bool { return c.addr == a }) {
+				m.troubled() // the server forgot its lease, and no renewal told yet
+			}
 			m.server.table[a] = "somebody else"
 			m.ends[a] = time.Now().Add(m.some(time.Minute, modelLength))
 		}

@@ -91,6 +91,7 @@ func (m *Manager) RemovePool(ctx context.Context, id string) error {
 		b, c := m.leave(ctx, value, l, false)
 		change.PutBindings = append(change.PutBindings, c.PutBindings...)
 		change.DropBindings = append(change.DropBindings, c.DropBindings...)
+		change.PutEvents = append(change.PutEvents, c.PutEvents...)
 		all = append(all, leaving{b, c})
 	}
 	p.edit.Lock()

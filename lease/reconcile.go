@@ -155,6 +155,11 @@ func (r *reconciliation) found(a Action, l Lease, network, detail string) {
 	r.findings = append(r.findings, Finding{Action: a, Address: l.Addr(), MAC: l.MAC, Name: l.Name, Container: l.Container, Network: network, Detail: detail})
 }
 
+// reconciled is the event of what was done about a lease.
+func (l Lease) reconciled(a Action, detail string) Event {
+	return l.event(EventReconciled, string(a)+": "+detail)
+}
+
 // endpoint is an attachment with its network.
 type endpoint struct {
 	at      Attachment
@@ -269,7 +274,11 @@ func (r *reconciliation) meet(ctx context.Context, l Lease, ep endpoint) error {
 			r.mu.Unlock()
 		}
 		now = called(now)
-		if err := r.commit(Change{PutLeases: []Lease{now}}); err != nil {
+		change := Change{PutLeases: []Lease{now}}
+		if waits {
+			change.PutEvents = []Event{now.reconciled(Resumed, "renewed again")}
+		}
+		if err := r.commit(change); err != nil {
 			return fmt.Errorf("store the lease %s: %w", now.Addr(), err)
 		}
 		r.mu.Lock()
@@ -312,6 +321,7 @@ func (r *reconciliation) miss(ctx context.Context, l Lease) error {
 		if err := r.release(ctx, p, now, true); err != nil {
 			return err
 		}
+		r.record(now.reconciled(action, detail))
 		r.found(action, now, "", detail)
 		return nil
 	})
@@ -428,7 +438,8 @@ func (r *reconciliation) adopt(ctx context.Context, ep endpoint, stale, moved Le
 		if err == nil {
 			r.hear(p.ID, true)
 			fresh.Pool, fresh.Prefix, fresh.Name, fresh.Container, fresh.Host = base.Pool, base.Prefix, base.Name, base.Container, base.Host
-			return fresh, "confirmed by server " + fresh.Server.String(), r.enter(p, fresh, stale)
+			detail = "confirmed by server " + fresh.Server.String()
+			return fresh, detail, r.enter(p, fresh, stale, detail)
 		}
 		answered = answered || !errors.Is(err, ErrNoAnswer)
 		detail = cmp.Or(detail, err.Error())
@@ -441,7 +452,7 @@ func (r *reconciliation) adopt(ctx context.Context, ep endpoint, stale, moved Le
 	l := base.lost(base.Obtained)
 	detail = "not confirmed yet, its address is asked for again: " + cmp.Or(detail, ErrNoAnswer.Error())
 	r.log.Error("endpoint adopted without a lease", "address", l.Addr(), "mac", l.MAC, "name", l.Name, "why", detail)
-	return l, detail, r.enter(p, l, stale)
+	return l, detail, r.enter(p, l, stale, detail)
 }
 
 // candidates are the identities that the endpoint of an address may have, the
@@ -554,9 +565,9 @@ func (r *reconciliation) prolong(ctx context.Context, p Pool, l Lease) (Lease, e
 
 // enter makes an adopted lease known, as admit does, in place of a stale one and
 // of its identity's binding, unless the engine has asked for one meanwhile.
-func (r *reconciliation) enter(p *pool, l, stale Lease) error {
+func (r *reconciliation) enter(p *pool, l, stale Lease, detail string) error {
 	key := l.bindingKey()
-	change := Change{PutLeases: []Lease{l}}
+	change := Change{PutLeases: []Lease{l}, PutEvents: []Event{l.reconciled(Adopted, detail)}}
 	r.mu.Lock()
 	for _, other := range r.pools {
 		if other.Subnet != p.Subnet {

@@ -87,17 +87,23 @@ func (m *Manager) release(ctx context.Context, p *pool, l Lease, atOnce bool) er
 // sendRelease tells the server. Its failure is only logged: the lease then ends
 // at the server by itself.
 func (m *Manager) sendRelease(ctx context.Context, p Pool, l Lease) {
+	l.Pool = p.ID
 	if err := m.client.Release(context.WithoutCancel(ctx), p, l); err != nil {
+		m.record(l.event(EventLeft, fmt.Sprintf("release not sent, the server keeps the lease %s: %v", m.until(l), err)))
 		m.log.Warn("release not sent: the server keeps the lease until it ends", "address", l.Addr(), "mac", l.MAC, "server", l.Server, "until", m.clock.wall(l.Expires), "error", err)
 		return
 	}
+	m.record(l.event(EventReleased, ""))
 	m.log.Info("lease released", "address", l.Addr(), "mac", l.MAC, "name", l.Name, "server", l.Server)
 }
 
 func (m *Manager) decline(ctx context.Context, p Pool, l Lease) {
 	if err := m.client.Decline(context.WithoutCancel(ctx), p, l); err != nil {
 		m.log.Warn("decline not sent", "address", l.Addr(), "mac", l.MAC, "server", l.Server, "error", err)
+		return
 	}
+	l.Pool = p.ID
+	m.record(l.event(EventDeclined, ""))
 }
 
 // Held is a lease as operators see it: with times of the wall clock, its state
@@ -120,17 +126,26 @@ const (
 )
 
 // Leases lists every lease, sorted by address, then pool.
-func (m *Manager) Leases() []Held {
+func (m *Manager) Leases() []Held { return m.LeasesThat(func(Held) bool { return true }) }
+
+// LeasesThat lists those that fit, as Leases does. What fits is told of a lease
+// isn't by the wall clock, and locks are held meanwhile.
+func (m *Manager) LeasesThat(fits func(Held) bool) []Held {
 	now := m.clock.now()
 	m.mu.Lock()
 	var all []Held
+	add := func(l Held) {
+		if fits(l) {
+			all = append(all, l)
+		}
+	}
 	for _, p := range m.pools {
 		for _, e := range p.byMAC {
-			all = append(all, Held{Lease: e.lease, Subnet: p.Subnet, State: m.stateLocked(e.lease, now)})
+			add(Held{Lease: e.lease, Subnet: p.Subnet, State: m.stateLocked(e.lease, now)})
 		}
 	}
 	for _, r := range m.bindings.pending {
-		all = append(all, Held{Lease: r.Lease, Subnet: r.Lease.Prefix.Masked(), State: Releasing})
+		add(Held{Lease: r.Lease, Subnet: r.Lease.Prefix.Masked(), State: Releasing})
 	}
 	m.mu.Unlock()
 	for i, l := range all {

@@ -1,5 +1,10 @@
 package lease
 
+import (
+	"cmp"
+	"slices"
+)
+
 // PoolStatus is a pool as operators see it.
 type PoolStatus struct {
 	Pool
@@ -16,7 +21,33 @@ type PoolStatus struct {
 }
 
 // Pools lists every pool, sorted by subnet, then ID.
-func (m *Manager) Pools() []PoolStatus { return nil }
+func (m *Manager) Pools() []PoolStatus {
+	now := m.clock.now()
+	m.mu.Lock()
+	all := make([]PoolStatus, 0, len(m.pools))
+	index := make(map[string]map[string]int, len(m.pools))
+	for id, p := range m.pools {
+		s := PoolStatus{Pool: p.Pool, Leases: map[string]int{}, Refused: p.refused}
+		if p.refusal != nil {
+			s.Refusal = *p.refusal
+		}
+		m.countLocked(p, now, s.Leases)
+		all, index[id] = append(all, s), s.Leases
+	}
+	for _, r := range m.bindings.pending {
+		if leases := index[r.Lease.Pool]; leases != nil {
+			leases[Releasing]++
+		}
+	}
+	m.mu.Unlock()
+	for i, s := range all {
+		all[i].InForce, all[i].Servers = m.options(s.Pool), m.client.Servers(s.Pool)
+	}
+	slices.SortFunc(all, func(a, b PoolStatus) int {
+		return cmp.Or(a.Subnet.Compare(b.Subnet), cmp.Compare(a.ID, b.ID))
+	})
+	return all
+}
 
 // ReceivedOption is a DHCP option that a server sent, as people read it.
 type ReceivedOption struct {

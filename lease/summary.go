@@ -23,14 +23,19 @@ func (m *Manager) Summary() Summary {
 	defer m.mu.Unlock()
 	s := Summary{Leases: map[string]int{}, Pools: len(m.pools), Renewed: m.renewed}
 	for _, p := range m.pools {
-		for _, e := range p.byMAC {
-			s.Leases[m.stateLocked(e.lease, now)]++
-		}
+		m.countLocked(p, now, s.Leases)
 	}
 	if pending := len(m.bindings.pending); pending > 0 {
 		s.Leases[Releasing] = pending
 	}
 	return s
+}
+
+// countLocked adds the leases of a pool to those of each Held.State.
+func (m *Manager) countLocked(p *pool, now time.Time, leases map[string]int) {
+	for _, e := range p.byMAC {
+		leases[m.stateLocked(e.lease, now)]++
+	}
 }
 
 // String is the summary in one line: "leases 3 (bound 2, renewing 1), pools 1,

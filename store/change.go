@@ -18,8 +18,9 @@ var ErrNoPool = errors.New("no such pool in the database")
 // change is a lease.Change made ready, so that nothing is left to be refused
 // between its first step and its last.
 type change struct {
-	steps []step
-	pools []string // of its leases; all must be there before the first step
+	steps  []step
+	events []slot
+	pools  []string // of its leases; all must be there before the first step
 
 	// done and err are its caller's answer, guarded by DB.writer.
 	done bool
@@ -66,6 +67,9 @@ func prepare(c lease.Change) (*change, error) {
 	}
 	if c.PutHost != (lease.HostIdentity{}) {
 		add(hosts.put(c.PutHost))
+	}
+	for _, e := range c.PutEvents {
+		ready.events = append(ready.events, newSlot(e))
 	}
 	return ready, refusal
 }

@@ -44,6 +44,9 @@ func init() {
 				if _, err = db.Load(); err != nil {
 					err = fmt.Errorf("load: %w", err)
 				}
+				if _, unread := db.Events(0); unread != nil {
+					err = fmt.Errorf("events: %w", unread)
+				}
 				// A usable database is changed by using it.
 				_ = db.bolt.Close()
 			}

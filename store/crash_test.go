@@ -43,22 +43,27 @@ func init() {
 			// In one write, so that no line is cut.
 			_, _ = os.Stdout.WriteString(fmt.Sprintln(what, n))
 		}
+		// An event tells what the change that it goes with does.
+		with := func(kind lease.EventKind, n int, c lease.Change) error {
+			c.PutEvents = []lease.Event{{Kind: kind, Name: strconv.Itoa(n)}}
+			return db.Commit(c)
+		}
 		say("pool", 0, db.Commit(putPool(pool("a"))))
 		var wg sync.WaitGroup
 		for w := range 8 {
 			wg.Go(func() {
 				for n := first + w; ; n += 8 {
-					say("leased", n, db.Commit(putLease(full("a", n))))
+					say("leased", n, with(lease.EventGranted, n, putLease(full("a", n))))
 					switch n % 3 {
 					case 0:
 						say("dropping", n, nil)
-						say("dropped", n, db.Commit(dropLease("a", mac(n))))
+						say("dropped", n, with(lease.EventReleased, n, dropLease("a", mac(n))))
 					case 1:
 						say("moving", n, nil)
-						say("left", n, db.Commit(leave(full("a", n))))
+						say("left", n, with(lease.EventLeft, n, leave(full("a", n))))
 						if n%2 == 0 {
 							say("moving", n, nil)
-							say("leased", n, db.Commit(comeBack(full("a", n))))
+							say("leased", n, with(lease.EventGranted, n, comeBack(full("a", n))))
 						}
 					}
 				}
@@ -76,6 +81,7 @@ func TestKilledWriter(t *testing.T) {
 	known := map[int]string{} // by the last line about each lease
 	r, seed := seeded()
 	acknowledged := 0
+	seq := uint64(0)
 	for round := range kills {
 		cmd := child(t, "writer", folder, strconv.Itoa(round*1000000))
 		out, err := cmd.StdoutPipe()
@@ -107,7 +113,7 @@ func TestKilledWriter(t *testing.T) {
 		db, err := Open(folder)
 		works(t, err)
 		sound(t, db)
-		saved := content(t, db)
+		saved, newest := content(t, db), events(t, db, seq)
 		works(t, db.Close())
 		leased, bound := map[lease.MAC]bool{}, map[lease.MAC]bool{}
 		for _, l := range saved.Leases {
@@ -136,6 +142,25 @@ func TestKilledWriter(t *testing.T) {
 			}
 			if wrong {
 				t.Errorf("seed %d, round %d: %d was last said to be %s; lease: %t, binding: %t", seed, round, n, what, l, b)
+			}
+		}
+		// The last event of each lease says what became of it, acknowledged or not.
+		last := map[int]lease.EventKind{}
+		for _, e := range newest {
+			n, err := strconv.Atoi(e.Name)
+			works(t, err)
+			last[n], seq = e.Kind, e.Seq
+		}
+		for n, kind := range last {
+			l, b := leased[mac(n)], bound[mac(n)]
+			if l != (kind == lease.EventGranted) || b != (kind == lease.EventLeft) {
+				t.Errorf("seed %d, round %d: the last event of %d is %s; lease: %t, binding: %t", seed, round, n, kind, l, b)
+			}
+		}
+		for n, what := range known {
+			// Of a long round the ring has the end only.
+			if last[n] == "" && n/1000000 == round && len(newest) < lease.MaxEvents {
+				t.Errorf("seed %d, round %d: %d was said to be %s, and has no event", seed, round, n, what)
 			}
 		}
 		if t.Failed() {

@@ -41,6 +41,9 @@ func populated(t testing.TB) []byte {
 			works(t, db.Commit(putLease(full(id, n))))
 		}
 	}
+	for n := range 300 {
+		works(t, db.Commit(putEvents(eventOf(lease.EventKinds[n%len(lease.EventKinds)], n))))
+	}
 	works(t, db.Commit(lease.Change{PutHost: host}))
 	works(t, db.Close())
 	data, err := os.ReadFile(filepath.Join(folder, File))

@@ -20,11 +20,15 @@ const packageFolder = "/var/lib/oam-docker-ipam"
 // itself, what to do where rights are what is missing. People run such commands as
 // they stand: what isn't surely the daemon's own, they leave alone.
 func explainRights(folder, path string, err error) error {
+	return rightsOf(os.Geteuid(), folder, path, err)
+}
+
+// rightsOf is explainRights for the daemon's user.
+func rightsOf(me int, folder, path string, err error) error {
 	readOnly := errors.Is(err, syscall.EROFS)
 	if !readOnly && !errors.Is(err, fs.ErrPermission) {
 		return err
 	}
-	me := os.Geteuid()
 	user := account(me)
 	newFolder := "install -d -m 0700 -o " + user + " "
 	entries, unread := os.ReadDir(folder)
@@ -56,7 +60,7 @@ func explainRights(folder, path string, err error) error {
 	case unread != nil:
 		advice = fmt.Sprintf("if there is nothing in it but the daemon's database, as root run: chown -R %s %s; else %s", user, folder, elsewhere)
 	}
-	return fmt.Errorf("%w: %s belongs to %s, and this process runs as %s: %s", err, there, account(owner), user, advice)
+	return fmt.Errorf("%w: %s belongs to %s, and the daemon runs as %s: %s", err, there, account(owner), user, advice)
 }
 
 // foreign reports whether something in the data folder is neither the database

@@ -140,7 +140,7 @@ func TestFoldersOfOthers(t *testing.T) {
 		works(t, openAs(t, nobody, folder))
 		works(t, errors.Join(spoil(folder), os.WriteFile(filepath.Join(folder, "passwd"), nil, 0o644), os.Chown(folder, 0, 0), os.Chmod(folder, 0o755)))
 		err := openAs(t, nobody, folder)
-		if err == nil || !strings.HasSuffix(err.Error(), folder+" belongs to root, and this process runs as nobody"+own) {
+		if err == nil || !strings.HasSuffix(err.Error(), folder+" belongs to root, and the daemon runs as nobody"+own) {
 			t.Errorf("%s: error %v", name, err)
 		}
 		err = explainRights(folder, filepath.Join(folder, File), unix.EROFS)

@@ -1,6 +1,6 @@
-// Package store keeps pools, leases and bindings in a bbolt file. Every change
-// is on disk, whole, before its call returns; changes that are asked for at the
-// same time share one commit.
+// Package store keeps pools, leases, bindings and events in a bbolt file. Every
+// change is on disk, whole, before its call returns; changes that are asked for
+// at the same time share one commit.
 package store
 
 import (
@@ -33,6 +33,10 @@ const File = "oam-docker-ipam.db"
 //	pools     pool ID -> JSON of lease.Pool
 //	leases    pool ID, NUL, MAC -> JSON of lease.Lease
 //	bindings  subnet, NUL, client identifier -> JSON of lease.Binding (schema 2)
+//	events    slot of a ring, two bytes -> Seq, JSON of an event
+//	renewals  the same, of events that are renewals
+//
+// A database of schema 2 may lack the last two.
 const schema = len(migrations)
 
 var (
@@ -278,7 +282,7 @@ func (db *DB) Alive(ctx context.Context) error {
 // nobody, as it would in bbolt's Batch.
 func (db *DB) Commit(c lease.Change) error {
 	mine, err := prepare(c)
-	if err != nil || len(mine.steps) == 0 {
+	if err != nil || len(mine.steps)+len(mine.events) == 0 {
 		return err
 	}
 	db.mu.Lock()
@@ -323,6 +327,9 @@ func (db *DB) commit(batch []*change) {
 				if err := s.apply(tx); err != nil {
 					return err
 				}
+			}
+			for _, s := range c.events {
+				s.put(tx)
 			}
 		}
 		return nil
