@@ -200,7 +200,7 @@ func TestAliveWhileClosing(t *testing.T) {
 		}
 		conn := &stuckConn{memConn: s.PacketConn.(*memConn), free: make(chan struct{})}
 		s.PacketConn = conn
-		link := newLink(place1, func(place) (socket, error) { return s, nil }, &Drops{}, slog.New(slog.DiscardHandler))
+		link := newLink(place1, func(place) (socket, error) { return s, nil }, &Drops{}, &recorder{}, slog.New(slog.DiscardHandler))
 		if _, err := link.ready(); err != nil {
 			t.Fatal(err)
 		}
@@ -267,7 +267,7 @@ func TestAliveLosesNoPacket(t *testing.T) {
 				copy(b[24:], ourAddr.AsSlice())
 			}
 			key := exchangeKey{binary.BigEndian.Uint32(b[4:]), lease.MAC(b[28:34])}
-			link.await(key, lease.MACClientID(mac1), got)
+			link.await(key, party{clientID: lease.MACClientID(mac1)}, got)
 			defer link.forget(key)
 
 			looks := make(chan int)

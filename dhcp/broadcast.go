@@ -65,6 +65,7 @@ type broadcastConn struct {
 	place
 	raw    syscall.RawConn
 	closed atomic.Bool
+	frame  []byte // that was read last
 }
 
 // openBroadcast opens a packet socket on an interface. UDP port 68 stays free
@@ -88,7 +89,7 @@ func openBroadcast(at place) (socket, error) {
 	case err != nil:
 		return socket{}, fmt.Errorf("open a packet socket on %s: %w", at, err)
 	}
-	c := &broadcastConn{Conn: conn, place: at}
+	c := &broadcastConn{Conn: conn, place: at, frame: make([]byte, 1<<16)}
 	if c.raw, err = conn.SyscallConn(); err == nil {
 		err = c.raw.Control(enlargeBuffer)
 	}
@@ -96,13 +97,14 @@ func openBroadcast(at place) (socket, error) {
 		conn.Close()
 		return socket{}, fmt.Errorf("open %s: %w", at, err)
 	}
-	return socket{PacketConn: c, stale: c.stale, usable: c.usable}, nil
+	return socket{PacketConn: c, stale: c.stale, hardware: c.hardware}, nil
 }
 
-// ReadFrom returns the next DHCP message and the station that it came from.
+// ReadFrom returns the next DHCP message and the station that it came from, as
+// one that was heard.
 func (c *broadcastConn) ReadFrom(b []byte) (int, net.Addr, error) {
 	for {
-		n, _, err := c.Conn.ReadFrom(b)
+		n, _, err := c.Conn.ReadFrom(c.frame)
 		if c.closed.Load() {
 			// The error that it gives then can't be told by its value.
 			return 0, nil, net.ErrClosed
@@ -110,31 +112,20 @@ func (c *broadcastConn) ReadFrom(b []byte) (int, net.Addr, error) {
 		if err != nil {
 			return 0, nil, err
 		}
-		if message, from, err := readFrame(b[:n]); err == nil {
-			return copy(b, message), from, nil
+		if message, from, err := readFrame(c.frame[:n]); err == nil {
+			return copy(b, message), heard{from, c.frame[:n]}, nil
 		}
 	}
 }
 
-// WriteTo sends a message to a station, the zero one standing for all.
+// WriteTo sends a message to a station, as the one that it says.
 func (c *broadcastConn) WriteTo(b []byte, to net.Addr) (int, error) {
-	source, err := c.hardware()
-	if err != nil {
-		return 0, fmt.Errorf("send on %s: %w", c.place, err)
-	}
-	if as := to.(station).as; as != (lease.MAC{}) {
-		source = as
-	}
-	dest := to.(station).mac
-	if dest == (lease.MAC{}) {
-		dest = lease.MAC(layers.EthernetBroadcast)
-	}
-	frame, err := writeFrame(source, dest, b)
+	frame, err := writeFrame(to.(station).as, to.(station).mac, b)
 	if err == nil {
-		_, err = c.Conn.WriteTo(frame, &afpacket.Addr{HardwareAddr: dest[:]})
+		_, err = c.Conn.WriteTo(frame, &afpacket.Addr{HardwareAddr: frame[:6]})
 	}
 	if err != nil {
-		return 0, fmt.Errorf("send on %s: %w", c.place, err)
+		return 0, err
 	}
 	return len(b), nil
 }
@@ -162,11 +153,15 @@ func readFrame(frame []byte) ([]byte, station, error) {
 	return frame, station{mac: lease.MAC(ethernet.SrcMAC), addr: netip.AddrPortFrom(source, uint16(udp.SrcPort))}, nil
 }
 
-// writeFrame makes the Ethernet frame of a message to servers. To IP it is
+// writeFrame makes the Ethernet frame of a message to servers, the zero
+// destination standing for all. To IP it is
 // always broadcast, also where its frame is for one station alone: so it passes
 // relay agents, and the host needs neither an address there nor a route. Its
 // source is the address that the container has, if any (RFC 2131 section 4.1).
 func writeFrame(source, dest lease.MAC, message []byte) ([]byte, error) {
+	if dest == (lease.MAC{}) {
+		dest = lease.MAC(layers.EthernetBroadcast)
+	}
 	ip := layers.IPv4{
 		Version: 4, Flags: layers.IPv4DontFragment, TTL: 64, Protocol: layers.IPProtocolUDP,
 		SrcIP: dhcp4.Packet(message).CIAddr(), DstIP: net.IPv4bcast,
@@ -209,14 +204,6 @@ func (c *broadcastConn) hardware() (mac lease.MAC, err error) {
 		return nil
 	})
 	return mac, err
-}
-
-// usable says why nothing can be sent now.
-func (c *broadcastConn) usable() error {
-	if _, err := c.hardware(); err != nil {
-		return fmt.Errorf("ask on %s: %w", c.place, err)
-	}
-	return nil
 }
 
 // stale reports whether the interface is another than when the socket was

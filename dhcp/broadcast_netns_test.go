@@ -231,7 +231,7 @@ func TestBroadcastReads(t *testing.T) {
 				t.Fatal(err)
 			}
 			n, from, err := s.ReadFrom(b)
-			if err != nil || from.(station).mac != ourMAC {
+			if err != nil || from.(heard).mac != ourMAC {
 				t.Fatalf("from %s: %v", from, err)
 			}
 			if n == 1 {
@@ -269,15 +269,15 @@ func TestBroadcastWrites(t *testing.T) {
 	}
 	cable(t, "eth0", "far0")
 	far := farEnd(t, "far0")
-	written := func(to station) (frame []byte) {
+	written := func(to lease.MAC, source lease.EtherSource) (frame []byte) {
 		t.Helper()
-		s, err := openBroadcast(lanPlace)
-		if err != nil {
+		link := newLink(lanPlace, openBroadcast, &Drops{}, &recorder{}, slog.New(slog.DiscardHandler))
+		if _, err := link.ready(); err != nil {
 			t.Fatal(err)
 		}
-		defer s.Close()
+		defer link.Close()
 		ipLink(t, "set eth0 address 02:00:00:00:00:07")
-		if _, err := s.WriteTo(message{kind: 1, place: lanPlace, party: party{mac: mac1}}.marshal(), to); err != nil {
+		if err := link.send(message{kind: 1, party: party{mac: mac1}, options: lease.Options{EtherSource: source}}, path{link: link, station: to}); err != nil {
 			t.Fatal(err)
 		}
 		b := make([]byte, 2000)
@@ -292,14 +292,15 @@ func TestBroadcastWrites(t *testing.T) {
 		}
 	}
 	for _, c := range []struct {
-		to       station
+		to       lease.MAC
+		source   lease.EtherSource
 		src, dst string
 	}{
-		{station{}, "02:00:00:00:00:07", "ff:ff:ff:ff:ff:ff"},
-		{station{mac: ourMAC}, "02:00:00:00:00:07", ourMAC.String()},
-		{station{as: mac1}, mac1.String(), "ff:ff:ff:ff:ff:ff"},
+		{lease.MAC{}, "", "02:00:00:00:00:07", "ff:ff:ff:ff:ff:ff"},
+		{ourMAC, "", "02:00:00:00:00:07", ourMAC.String()},
+		{lease.MAC{}, lease.SourceContainer, mac1.String(), "ff:ff:ff:ff:ff:ff"},
 	} {
-		frame := written(c.to)
+		frame := written(c.to, c.source)
 		if dst, src := lease.MAC(frame[:6]).String(), lease.MAC(frame[6:12]).String(); src != c.src || dst != c.dst {
 			t.Errorf("from %s to %s, want from %s to %s", src, dst, c.src, c.dst)
 		}

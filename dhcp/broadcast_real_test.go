@@ -66,6 +66,7 @@ func newRealLAN(t *testing.T, l *lab.Lab, kind lab.DHCPKind, bridged bool) realL
 		}
 	}
 	var r realLAN
+	r.host = host
 	r.server, err = server.StartDHCP(kind, lab.DHCPConfig{Subnets: []lab.Subnet{lab.SubnetA()}})
 	fatal(err)
 	r.client, r.pool = NewClient(lease.Options{Interface: iface}, slog.New(slog.DiscardHandler)), home
@@ -148,7 +149,7 @@ func TestRealBroadcastForms(t *testing.T) {
 			before := r.expires(t, time.Time{})
 			// The servers count in seconds.
 			time.Sleep(1100 * time.Millisecond)
-			x, err := r.client.resume(home, r.held)
+			x, err := r.client.resume(dhcp4.Request, home, r.held)
 			if err != nil {
 				t.Fatal(err)
 			}

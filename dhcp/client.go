@@ -29,7 +29,9 @@ type Client struct {
 	host      string // this host's name, "" where it has none
 	probeMAC  lease.MAC
 	drops     Drops
+	recorder  recorder
 	farewells *farewells
+	servers   *servers
 
 	// What the host does; tests put their own in.
 	openRelay     func(place) (socket, error)
@@ -38,10 +40,12 @@ type Client struct {
 	resolve       func(ctx context.Context, host string) ([]netip.Addr, error)
 	hardware      func(relay netip.Addr) (lease.MAC, error)
 
-	// mu guards links. It isn't held while one is opened.
-	mu    sync.Mutex
-	links map[place]*Link
-	pulse lease.Pulse[[]*Link]
+	// mu guards links, and why those that aren't open could not be opened the
+	// last time. It isn't held while one is opened.
+	mu       sync.Mutex
+	links    map[place]*Link
+	unopened map[place]error
+	pulse    lease.Pulse[[]*Link]
 }
 
 var _ lease.Client = (*Client)(nil)
@@ -53,10 +57,10 @@ func NewClient(global lease.Options, log *slog.Logger) *Client {
 	host, _ := os.Hostname()
 	c := &Client{
 		log: log, host: host, probeMAC: hostMAC(),
-		farewells: newFarewells(),
+		farewells: newFarewells(), servers: newServers(),
 		openRelay: openRelay, openBroadcast: openBroadcast,
 		source: sourceTowards, resolve: resolveHost, hardware: hardwareOf,
-		links: map[place]*Link{},
+		links: map[place]*Link{}, unopened: map[place]error{},
 	}
 	c.global.Store(new(global.Or(lease.Defaults())))
 	return c
@@ -64,7 +68,7 @@ func NewClient(global lease.Options, log *slog.Logger) *Client {
 
 // NewObserver makes a client for probes beside whatever has the ports, a
 // running daemon included: it binds no port, takes no lock and needs
-// CAP_NET_RAW. Only Probe and Close may be called.
+// CAP_NET_RAW. Only Probe, ProbeAs, CheckInterface and Close may be called.
 func NewObserver(global lease.Options, log *slog.Logger) *Client {
 	c := NewClient(global, log)
 	c.openRelay = openBeside
@@ -93,21 +97,10 @@ func (c *Client) Configure(global lease.Options) error {
 
 // openAhead opens the links that global settings name, as Open says.
 func (c *Client) openAhead(global lease.Options) error {
-	var errs []error
-	switch {
-	case global.ByBroadcast():
-		_, err := c.link(place{iface: global.Interface})
+	places, errs := c.placesOf(global)
+	for _, at := range places {
+		_, err := c.link(at)
 		errs = append(errs, err)
-	case fixed(global.Relay):
-		_, err := c.link(place{relay: netip.AddrPortFrom(global.Relay, global.RelayPort)})
-		errs = append(errs, err)
-	default:
-		for _, server := range global.Servers {
-			if addr, err := netip.ParseAddr(server.Host); err == nil {
-				_, err = c.path(global, netip.AddrPortFrom(addr, server.Port))
-				errs = append(errs, err)
-			}
-		}
 	}
 	for _, err := range errs {
 		switch {
@@ -234,24 +227,29 @@ type exchange struct {
 	sent      int        // messages that left
 	failed    error      // of the last sending that failed
 	farewells *farewells // the Client's
+	servers   *servers   // the Client's
+	asked     *inquiry   // what they know of it
 }
 
 // begin opens an exchange on all paths; the caller must end it.
 func (c *Client) begin(who party, paths []path) *exchange {
 	x := &exchange{
 		party: who, key: exchangeKey{rand.Uint32(), who.mac}, began: time.Now(),
-		paths: paths, replies: make(chan reply, replyQueue), farewells: c.farewells,
+		paths: paths, replies: make(chan reply, replyQueue), farewells: c.farewells, servers: c.servers,
 	}
 	if x.agent == nil {
 		x.agent = agentParts(who.pool.Options, c.host, who)
 	}
+	x.asked = &inquiry{key: x.key, clientID: who.clientID, subnet: who.pool.Subnet, paths: paths}
+	c.servers.begin(x.asked)
 	for _, p := range paths {
-		p.link.await(x.key, who.clientID, x.replies)
+		p.link.await(x.key, who, x.replies)
 	}
 	return x
 }
 
 func (x *exchange) end() {
+	x.servers.end(x.asked)
 	for _, p := range x.paths {
 		p.link.forget(x.key)
 	}
@@ -260,18 +258,30 @@ func (x *exchange) end() {
 // send sends a message over some of the exchange's paths.
 func (x *exchange) send(m message, paths ...path) {
 	m.xid, m.party, m.options = x.key.xid, x.party, x.pool.Options
+	farewell := m.kind == dhcp4.Release || m.kind == dhcp4.Decline
 	for _, p := range paths {
 		if m.server.IsValid() {
 			// It says itself for whom it is, and the others on a LAN may know.
 			p.station = lease.MAC{}
 		}
-		if err := p.link.send(m, p); err != nil {
+		began := time.Now()
+		if !farewell {
+			x.servers.ask(x.asked, m.kind, p)
+		}
+		err := p.link.send(m, p)
+		switch {
+		case farewell:
+			x.servers.farewell(m.kind, p, began, err)
+		case err != nil:
+			x.servers.unsent(x.asked, p)
+		}
+		if err != nil {
 			x.failed = err
 			continue
 		}
 		x.sent++
 	}
-	if m.kind == dhcp4.Release || m.kind == dhcp4.Decline {
+	if farewell {
 		x.farewells.note(x.clientID, time.Now())
 	}
 }
@@ -324,36 +334,12 @@ func (x *exchange) withFailures(err error) error {
 // Probe implements lease.Client.
 func (c *Client) Probe(ctx context.Context, pool lease.Pool, mac lease.MAC) ([]lease.Offer, error) {
 	pool.Options = c.inForce(pool.Options)
-	paths, err := c.paths(ctx, pool.Options)
-	if err != nil {
-		return nil, err
-	}
-	for _, p := range paths {
-		// Somebody waits for the answer who can mend it now.
-		if err := p.link.usable(); err != nil {
-			return nil, err
-		}
-	}
 	if mac == (lease.MAC{}) {
 		mac = c.probeMAC
 	}
-	x := c.begin(party{pool: pool, mac: mac, clientID: lease.MACClientID(mac)}, paths)
-	defer x.end()
-	var offers []lease.Offer
-	_, err = x.discover(ctx, &message{kind: dhcp4.Discover}, func(o lease.Offer) error {
-		if !slices.ContainsFunc(offers, func(other lease.Offer) bool { return other.Server == o.Server }) {
-			offers = append(offers, o)
-		}
-		return errMore
-	})
-	if len(offers) > 0 {
-		return offers, nil
-	}
-	return nil, err
+	offers, _, err := c.probe(ctx, stranger(pool, mac))
+	return offers, err
 }
-
-// errMore: a probe listens on for the offers of others.
-var errMore = errors.New("another server may offer too")
 
 // Acquire implements lease.Client.
 func (c *Client) Acquire(ctx context.Context, req lease.Request) (lease.Lease, error) {
@@ -361,6 +347,7 @@ func (c *Client) Acquire(ctx context.Context, req lease.Request) (lease.Lease, e
 	req.Pool.Options = c.inForce(req.Pool.Options)
 	paths, err := c.paths(ctx, req.Pool.Options)
 	if err != nil {
+		c.servers.report(dhcp4.Discover, netip.Addr{}, OutcomeFailed, 0)
 		return lease.Lease{}, err
 	}
 	var before error // what ended the exchange before this one
@@ -459,13 +446,24 @@ func (x *exchange) discover(ctx context.Context, m *message, accept func(lease.O
 				break
 			}
 			if err != nil {
+				if refused == nil {
+					x.servers.unanswered(ctx, x.asked, dhcp4.Discover)
+				}
 				return reply{}, cmp.Or(refused, err)
 			}
 			if r.kind != dhcp4.Offer {
 				continue
 			}
-			if refused = accept(r.offer(x.began)); refused == nil {
+			refused = accept(r.offer(x.began))
+			switch {
+			case refused == nil:
+				x.servers.take(x.asked, dhcp4.Discover, r, OutcomeOffer)
 				return r, nil
+			case refusedBy[r.server]:
+			case refused == errMore:
+				x.servers.take(x.asked, dhcp4.Discover, r, OutcomeOffer)
+			default:
+				x.servers.take(x.asked, dhcp4.Discover, r, OutcomeRefused)
 			}
 			if len(refusedBy) == 0 {
 				var cancel context.CancelFunc
@@ -483,6 +481,7 @@ func (x *exchange) discover(ctx context.Context, m *message, accept func(lease.O
 // request sends a REQUEST to the chosen server until it answers.
 func (x *exchange) request(ctx context.Context, m message, to path) (reply, error) {
 	noACK := func() error {
+		x.servers.unanswered(ctx, x.asked, dhcp4.Request)
 		return x.withFailures(fmt.Errorf("DHCP server %s %w", m.server, errNoACK))
 	}
 	for n := range requestTries {
@@ -502,13 +501,20 @@ func (x *exchange) request(ctx context.Context, m message, to path) (reply, erro
 			}
 			switch r.kind {
 			case dhcp4.ACK:
+				x.servers.take(x.asked, dhcp4.Request, r, OutcomeACK)
 				return r, nil
 			case dhcp4.NAK:
-				return reply{}, refusal(r)
+				return reply{}, x.refused(r)
 			}
 		}
 	}
 	return reply{}, noACK()
+}
+
+// refused is the end of a REQUEST by a NAK.
+func (x *exchange) refused(r reply) error {
+	x.servers.take(x.asked, dhcp4.Request, r, OutcomeNAK)
+	return refusal(r)
 }
 
 // refusal is a NAK as an error, with the server's own words (option 56).
@@ -535,8 +541,8 @@ func via(r reply, paths []path) path {
 }
 
 // resume opens an exchange about a lease with its server alone; the caller
-// must end it.
-func (c *Client) resume(pool lease.Pool, l lease.Lease) (*exchange, error) {
+// must end it. Its first message is of a kind.
+func (c *Client) resume(kind dhcp4.MessageType, pool lease.Pool, l lease.Lease) (*exchange, error) {
 	if !l.Via.IsValid() {
 		// Adopted, and no server has confirmed it yet.
 		return nil, fmt.Errorf("the DHCP server of %s is not known", l.Addr())
@@ -551,6 +557,7 @@ func (c *Client) resume(pool lease.Pool, l lease.Lease) (*exchange, error) {
 		p, err = c.path(pool.Options, l.Via)
 	}
 	if err != nil {
+		c.servers.report(kind, c.servers.known(pool.Options.Interface, l.Via.Addr()), OutcomeFailed, 0)
 		return nil, err
 	}
 	return c.begin(about(pool, l), []path{p}), nil
@@ -562,7 +569,7 @@ func (c *Client) Confirm(ctx context.Context, pool lease.Pool, l lease.Lease) (l
 	if err := c.farewells.rest(ctx, l.ClientID); err != nil {
 		return lease.Lease{}, err
 	}
-	x, err := c.resume(pool, l)
+	x, err := c.resume(dhcp4.Request, pool, l)
 	if err != nil {
 		return lease.Lease{}, err
 	}
@@ -585,7 +592,7 @@ func (c *Client) Confirm(ctx context.Context, pool lease.Pool, l lease.Lease) (l
 
 // Renew implements lease.Client.
 func (c *Client) Renew(ctx context.Context, pool lease.Pool, l lease.Lease) (lease.Lease, error) {
-	x, err := c.resume(pool, l)
+	x, err := c.resume(dhcp4.Request, pool, l)
 	if err != nil {
 		return lease.Lease{}, err
 	}
@@ -598,6 +605,7 @@ func (c *Client) Rebind(ctx context.Context, pool lease.Pool, l lease.Lease) (le
 	pool.Options = c.inForce(pool.Options)
 	paths, err := c.paths(ctx, pool.Options)
 	if err != nil {
+		c.servers.report(dhcp4.Request, netip.Addr{}, OutcomeFailed, 0)
 		return lease.Lease{}, err
 	}
 	x := c.begin(about(pool, l), paths)
@@ -626,6 +634,7 @@ func (x *exchange) extend(ctx context.Context, l lease.Lease) (lease.Lease, erro
 	}
 	if x.sent == 0 {
 		// Nobody will answer that.
+		x.servers.unanswered(ctx, x.asked, dhcp4.Request)
 		return lease.Lease{}, x.failed
 	}
 	return x.answer(ctx, l, nil)
@@ -636,19 +645,25 @@ func (x *exchange) extend(ctx context.Context, l lease.Lease) (lease.Lease, erro
 // beginning: which of several copies of a REQUEST is acknowledged isn't known,
 // so the first one counts (RFC 2131 section 4.4.1).
 func (x *exchange) answer(ctx context.Context, l lease.Lease, pause <-chan time.Time) (lease.Lease, error) {
-	var foreign error
+	var foreign *reply // a NAK
 	for {
 		r, err := x.next(ctx, pause)
 		switch {
+		case err != nil && foreign != nil:
+			return lease.Lease{}, x.refused(*foreign)
 		case err != nil:
-			return lease.Lease{}, cmp.Or(foreign, err)
+			if err != errPause {
+				x.servers.unanswered(ctx, x.asked, dhcp4.Request)
+			}
+			return lease.Lease{}, err
 		case r.kind == dhcp4.NAK && (x.alone() || r.server.IsValid() && r.server == l.Server):
-			return lease.Lease{}, refusal(r)
+			return lease.Lease{}, x.refused(r)
 		case r.kind == dhcp4.NAK && pause == nil && !x.meant():
 			// A server that never had this lease may refuse it faster than
 			// the right one acknowledges.
-			foreign, pause = refusal(r), time.After(nakWait)
+			foreign, pause = &r, time.After(nakWait)
 		case r.kind == dhcp4.ACK:
+			x.servers.take(x.asked, dhcp4.Request, r, OutcomeACK)
 			l.Prefix = netip.PrefixFrom(r.addr, l.Prefix.Bits())
 			to := via(r, x.paths)
 			l.Server, l.Via, l.Station, l.Agent, l.Options = r.server, to.to, to.station, x.agent, r.raw

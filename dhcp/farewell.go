@@ -110,7 +110,7 @@ func (c *Client) farewell(ctx context.Context, pool lease.Pool, l lease.Lease, m
 	if err := c.farewells.turn(ctx, l.ClientID); err != nil {
 		return err
 	}
-	x, err := c.resume(pool, l)
+	x, err := c.resume(m.kind, pool, l)
 	if err != nil {
 		return err
 	}

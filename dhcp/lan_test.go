@@ -122,7 +122,11 @@ func (l *lan) open(at place) (socket, error) {
 	}
 	c := &memConn{lan: l, place: at, in: make(chan datagram, 1<<15), closed: make(chan struct{}), past: make(chan struct{})}
 	l.conns[at], l.locked[at] = c, true
-	return socket{PacketConn: c, unlock: func() { l.mu.Lock(); defer l.mu.Unlock(); l.locked[at] = false }, stale: c.stale.Load}, nil
+	s := socket{PacketConn: c, unlock: func() { l.mu.Lock(); defer l.mu.Unlock(); l.locked[at] = false }, stale: c.stale.Load}
+	if at.broadcast() {
+		s.hardware = func() (lease.MAC, error) { return ourMAC, nil }
+	}
+	return s, nil
 }
 
 func (l *lan) conn(at place) *memConn {
@@ -207,7 +211,7 @@ func (c *memConn) ReadFrom(b []byte) (int, net.Addr, error) {
 	case d := <-c.in:
 		var from net.Addr = net.UDPAddrFromAddrPort(d.from)
 		if c.place.broadcast() {
-			from = station{mac: d.mac, addr: d.from}
+			from = heard{station{mac: d.mac, addr: d.from}, frameOf(d.data)}
 		}
 		return copy(b, d.data), from, d.err
 	case <-c.closed:

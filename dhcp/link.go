@@ -3,6 +3,7 @@ package dhcp
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -25,9 +26,11 @@ import (
 // two kinds of sockets; nothing else differs but where messages go.
 type Link struct {
 	place
-	open  func(place) (socket, error)
-	drops *Drops
-	log   *slog.Logger
+	open     func(place) (socket, error)
+	drops    *Drops
+	recorder *recorder
+	log      *slog.Logger
+	heard    func(*Link, reply) // told of each reply, whoever waits for it; nil where none counts
 
 	// reader is that of the socket, nil while there is none.
 	reader atomic.Pointer[reader]
@@ -83,9 +86,10 @@ type socket struct {
 	// stale says that the socket is no longer of use, and is to be opened
 	// anew. Nil: never.
 	stale func() bool
-	// usable says why nothing can be sent at the moment. Nil: it isn't known
-	// before it is tried.
-	usable func() error
+	// hardware is the Ethernet source of what is sent, or says why nothing can
+	// be sent at the moment. Nil: there is none, and it isn't known before it is
+	// tried.
+	hardware func() (lease.MAC, error)
 }
 
 // station is where a broadcast link's messages come from and go to: the
@@ -94,9 +98,15 @@ type socket struct {
 type station struct {
 	mac  lease.MAC
 	addr netip.AddrPort
-	// as is the Ethernet source of what is sent, the interface's own where it
-	// is zero.
+	// as is the Ethernet source of what is sent.
 	as lease.MAC
+}
+
+// heard is the station that a message came from, with the frame in which it
+// came, until the next one is read.
+type heard struct {
+	station
+	frame []byte
 }
 
 // Network implements net.Addr.
@@ -115,12 +125,13 @@ type exchangeKey struct {
 // waiter is where the replies of an exchange go.
 type waiter struct {
 	clientID []byte // option 61 of its requests
+	owner    owner
 	to       chan<- reply
 }
 
 // newLink makes the link of a place, which is opened when it is used.
-func newLink(at place, open func(place) (socket, error), drops *Drops, log *slog.Logger) *Link {
-	return &Link{place: at, open: open, drops: drops, log: log, waiting: map[exchangeKey]waiter{}}
+func newLink(at place, open func(place) (socket, error), drops *Drops, recorder *recorder, log *slog.Logger) *Link {
+	return &Link{place: at, open: open, drops: drops, recorder: recorder, log: log, waiting: map[exchangeKey]waiter{}}
 }
 
 // ready returns the link's socket, which is opened where there is none, or none
@@ -202,10 +213,13 @@ func (l *Link) alive(ctx context.Context) error {
 // usable says why nothing can be sent at the moment, as far as that is known.
 func (l *Link) usable() error {
 	s, err := l.ready()
-	if err != nil || s.usable == nil {
+	if err != nil || s.hardware == nil {
 		return err
 	}
-	return s.usable()
+	if _, err := s.hardware(); err != nil {
+		return fmt.Errorf("ask on %s: %w", l.place, err)
+	}
+	return nil
 }
 
 // reader is what reads one socket.
@@ -262,11 +276,49 @@ func (l *Link) read(r *reader) {
 			time.Sleep(readPause)
 			continue
 		}
-		if err := l.deliver(buf[:n], from); err != nil {
+		if err := l.receive(buf[:n], from); err != nil {
 			l.drops.count(err)
 			l.log.Debug("packet dropped", "at", l.place, "from", from, "length", n, "reason", err)
 		}
 	}
+}
+
+// receive records a packet and delivers it, or says why not.
+func (l *Link) receive(b []byte, from net.Addr) error {
+	r := record{at: time.Now(), place: l.place}
+	ours := false
+	if len(b) >= headerLen {
+		// Where the MAC would be: it may be no message at all.
+		r.key = exchangeKey{binary.BigEndian.Uint32(dhcp4.Packet(b).XId()), lease.MAC(b[28:34])}
+		r.owner, ours = l.whose(r.key)
+	}
+	if l.broadcast() && !ours {
+		// The whole LAN's answers would leave no room for ours.
+		return l.deliver(b, from)
+	}
+	switch from := from.(type) {
+	case *net.UDPAddr:
+		peer := from.AddrPort()
+		r.peer, r.data = netip.AddrPortFrom(peer.Addr().Unmap(), peer.Port()), bytes.Clone(b)
+	case heard:
+		r.data = bytes.Clone(from.frame)
+	}
+	n := l.recorder.note(r)
+	err := l.deliver(b, from)
+	l.recorder.settle(n, err)
+	return err
+}
+
+// whose is the owner of an exchange that waits, or that is over and has sent
+// something lately: its late answers are its own.
+func (l *Link) whose(key exchangeKey) (owner, bool) {
+	l.mu.Lock()
+	w, waits := l.waiting[key]
+	l.mu.Unlock()
+	if waits {
+		return w.owner, true
+	}
+	return l.recorder.asker(key)
 }
 
 // deliver hands a reply to its exchange or says why not. It never blocks: an
@@ -279,12 +331,15 @@ func (l *Link) deliver(b []byte, from net.Addr) error {
 	switch from := from.(type) {
 	case *net.UDPAddr:
 		r.from = from.AddrPort().Addr().Unmap()
-	case station:
+	case heard:
 		r.from, r.station = from.addr.Addr(), from.mac
 	}
 	// A relay agent on a broadcast link's LAN leaves its own giaddr in.
 	if !l.broadcast() && r.relay != l.giaddr() {
 		return errRelay
+	}
+	if l.heard != nil {
+		l.heard(l, r)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -303,11 +358,11 @@ func (l *Link) deliver(b []byte, from net.Addr) error {
 	}
 }
 
-// await directs the replies of an exchange to a channel, until forget.
-func (l *Link) await(key exchangeKey, clientID []byte, to chan<- reply) {
+// await directs the replies of a party's exchange to a channel, until forget.
+func (l *Link) await(key exchangeKey, who party, to chan<- reply) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.waiting[key] = waiter{clientID, to}
+	l.waiting[key] = waiter{who.clientID, who.owner(), to}
 }
 
 func (l *Link) forget(key exchangeKey) {
@@ -330,18 +385,28 @@ func (l *Link) send(m message, p path) error {
 	// Those who send at the same time share it. It fails on a closed socket, to
 	// which nothing can be written either.
 	_ = s.SetWriteDeadline(time.Now().Add(sendTime))
-	if l.broadcast() {
-		to := station{mac: p.station, addr: p.to}
-		if m.options.EtherSource == lease.SourceContainer {
-			to.as = m.mac
-		}
-		_, err := s.WriteTo(m.marshal(), to)
-		return err
+	r := record{
+		at: time.Now(), place: l.place, sent: true, key: exchangeKey{m.xid, m.mac}, owner: m.owner(),
+		data: m.marshal(), peer: p.to, dest: p.station,
 	}
-	_, err = s.WriteTo(m.marshal(), net.UDPAddrFromAddrPort(p.to))
+	var to net.Addr = net.UDPAddrFromAddrPort(p.to)
+	if l.broadcast() {
+		r.source, err = s.hardware()
+		if m.options.EtherSource == lease.SourceContainer {
+			r.source = m.mac
+		}
+		to = station{mac: p.station, addr: p.to, as: r.source}
+	}
+	n := l.recorder.note(r)
+	if err == nil {
+		_, err = s.WriteTo(r.data, to)
+	}
+	l.recorder.settle(n, err)
 	switch {
 	case err == nil:
 		return nil
+	case l.broadcast():
+		return fmt.Errorf("send on %s: %w", l.place, err)
 	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EINVAL):
 		// So the kernel says it when the address is gone since it was bound.
 		if !slices.Contains(hostAddrs(), l.giaddr().String()) {

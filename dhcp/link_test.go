@@ -23,7 +23,7 @@ func startMemLink(t *testing.T) (*Link, *memConn, chan reply) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	link := newLink(place1, func(place) (socket, error) { return s, nil }, &Drops{}, slog.New(slog.DiscardHandler))
+	link := newLink(place1, func(place) (socket, error) { return s, nil }, &Drops{}, &recorder{}, slog.New(slog.DiscardHandler))
 	if _, err := link.ready(); err != nil {
 		t.Fatal(err)
 	}
@@ -33,7 +33,7 @@ func startMemLink(t *testing.T) (*Link, *memConn, chan reply) {
 		}
 	})
 	replies := make(chan reply, replyQueue)
-	link.await(exchangeKey{asked.xid, mac1}, lease.MACClientID(mac1), replies)
+	link.await(exchangeKey{asked.xid, mac1}, party{clientID: lease.MACClientID(mac1)}, replies)
 	return link, s.PacketConn.(*memConn), replies
 }
 
@@ -65,7 +65,7 @@ func TestFullExchange(t *testing.T) {
 		other := asked
 		other.xid++
 		others := make(chan reply, replyQueue)
-		link.await(exchangeKey{other.xid, mac1}, lease.MACClientID(mac1), others)
+		link.await(exchangeKey{other.xid, mac1}, party{clientID: lease.MACClientID(mac1)}, others)
 		for range replyQueue + 5 {
 			conn.receive(datagram{data: goodOffer(), from: server1})
 		}

@@ -2,7 +2,10 @@ package dhcp
 
 import (
 	"net/netip"
+	"slices"
 	"time"
+
+	"github.com/krolaw/dhcp4"
 
 	"github.com/talkingdata/oam-docker-ipam/lease"
 )
@@ -10,22 +13,79 @@ import (
 // Observer is told how exchanges end, to be counted. Its method returns at once
 // and may be called concurrently.
 type Observer interface {
-	// Exchanged: a message and what came of it. Message is its type in lower case
-	// (discover, request, release, decline), server who was asked by address, or
-	// who answered on a LAN, zero where nobody did. Outcome is offer, ack, nak,
-	// silent (nobody answered), sent (no answer is awaited), refused (an offer
-	// that the endpoint must not have) or failed (it could not be sent). Took is
-	// from the first sending to the outcome.
+	// Exchanged: a message, with all its repetitions, and what came of it. Took is
+	// from its first sending to the outcome.
+	//
+	// A DISCOVER counts once for the server whose offer was taken, or for each
+	// that made a probe an offer, and once for each of those whose offers were
+	// refused; a REQUEST once for who granted or refused it. Servers that merely
+	// said nothing beside these aren't told of. Where nobody answered, it counts
+	// once for each server that was asked, on a LAN once for all; not so where
+	// less than half a second was left, or the caller went away within 4 s: that
+	// is no server's fault.
+	//
+	// Server is the address by which it is asked as a relay agent, or on a LAN
+	// its identifier. It is zero for all on a LAN, where no way to a server was
+	// found, and for more than 64 servers, of all that are asked as a relay agent
+	// or on each interface: nobody can make up ever more of them.
 	Exchanged(message string, server netip.Addr, outcome string, took time.Duration)
 }
 
+// Messages, as Exchanged has them.
+const (
+	MessageDiscover = "discover"
+	MessageRequest  = "request" // in any state: selecting, INIT-REBOOT, renewing, rebinding
+	MessageRelease  = "release"
+	MessageDecline  = "decline"
+)
+
+// Outcomes, as Exchanged has them.
+const (
+	OutcomeOffer   = "offer"   // to a DISCOVER
+	OutcomeRefused = "refused" // an offer that the endpoint must not have
+	OutcomeACK     = "ack"     // to a REQUEST
+	OutcomeNAK     = "nak"     // to a REQUEST
+	OutcomeSilent  = "silent"  // nobody answered
+	OutcomeFailed  = "failed"  // it could not be sent
+	OutcomeSent    = "sent"    // no answer is awaited, to RELEASE and DECLINE
+)
+
+// messageTypes are the values of option 53.
+var messageTypes = map[dhcp4.MessageType]string{
+	dhcp4.Discover: MessageDiscover, dhcp4.Offer: "offer", dhcp4.Request: MessageRequest, dhcp4.Decline: MessageDecline,
+	dhcp4.ACK: "ack", dhcp4.NAK: "nak", dhcp4.Release: MessageRelease, dhcp4.Inform: "inform",
+}
+
 // Observe has an Observer told of every exchange. Call it before the first one.
-func (c *Client) Observe(o Observer) {}
+func (c *Client) Observe(o Observer) { c.servers.observer = o }
 
 // Servers implements lease.Client.
-func (c *Client) Servers(pool lease.Pool) []lease.ServerStatus { return nil }
+func (c *Client) Servers(pool lease.Pool) []lease.ServerStatus {
+	return c.servers.statuses(c.inForce(pool.Options))
+}
 
-// Ready returns nil if the links of the global settings are open and no server
-// has been silent for longer than a time. Else it says what is missing. It
-// sends nothing.
-func (c *Client) Ready(silence time.Duration) error { return nil }
+// Ready returns nil if an address request can be expected to succeed, else an
+// error that says what is missing and what to do about it. It sends and opens
+// nothing and waits for nobody.
+//
+// One of the links of the global settings must be open, where these name any:
+// networks may have servers of their own. And a server must answer: it is silent
+// once three messages in a row, the first of them longer ago than silence, have
+// no answer. That counts for the servers of the global settings, where these
+// name some, else for all that networks name, and is an error, a *Silence, where
+// at least one is silent and none answers. Where nobody was asked yet, all is
+// well.
+func (c *Client) Ready(silence time.Duration) error {
+	global := *c.global.Load()
+	places, errs := c.placesOf(global)
+	for _, at := range places {
+		errs = append(errs, c.look(at))
+	}
+	if len(errs) > 0 && !slices.Contains(errs, nil) {
+		return errs[0]
+	}
+	if why := c.servers.silence(global, silence); why != nil {
+		return why
+	}
+	return nil
+}

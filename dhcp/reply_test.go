@@ -171,7 +171,7 @@ func TestHostilePackets(t *testing.T) {
 func quietLink(drops *Drops) (*Link, chan reply) {
 	l := &Link{place: place1, drops: drops, log: slog.New(slog.DiscardHandler), waiting: map[exchangeKey]waiter{}}
 	replies := make(chan reply, replyQueue)
-	l.await(exchangeKey{asked.xid, mac1}, lease.MACClientID(mac1), replies)
+	l.await(exchangeKey{asked.xid, mac1}, party{clientID: lease.MACClientID(mac1)}, replies)
 	return l, replies
 }
 

@@ -67,6 +67,8 @@ func (c *Client) paths(ctx context.Context, options lease.Options) ([]path, erro
 		for _, found := range c.resolveAll(ctx, names, len(paths) > 0) {
 			if found.err != nil {
 				failed = append(failed, fmt.Errorf("resolve DHCP server %s: %w", found.server, found.err))
+			} else {
+				c.servers.name(found.server.Host, found.addrs)
 			}
 			for _, addr := range found.addrs {
 				add(addr, found.server.Port)
@@ -128,22 +130,53 @@ func (c *Client) resolveAll(ctx context.Context, names []lease.Server, known boo
 // host's routing.
 func fixed(relay netip.Addr) bool { return relay.IsValid() && !relay.IsUnspecified() }
 
-// path finds the way to one server of a relay agent's: from the relay address,
-// or where that is unspecified from the source address that the host's routing
-// chooses.
+// path finds the way to one server of a relay agent's.
 func (c *Client) path(options lease.Options, to netip.AddrPort) (path, error) {
+	at, err := c.placeTowards(options, to)
+	if err != nil {
+		return path{}, err
+	}
+	link, err := c.link(at)
+	return path{link: link, to: to}, err
+}
+
+// placeTowards is where a server is asked from as a relay agent: the relay
+// address, or where that is unspecified the source address that the host's
+// routing chooses.
+func (c *Client) placeTowards(options lease.Options, to netip.AddrPort) (place, error) {
 	relay := options.Relay
 	if !fixed(relay) {
 		var err error
 		if relay, err = c.source(to); err != nil {
-			return path{}, fmt.Errorf("find the relay address towards DHCP server %s: %w", to.Addr(), err)
+			return place{}, fmt.Errorf("find the relay address towards DHCP server %s: %w", to.Addr(), err)
 		}
 	}
-	if netip.AddrPortFrom(relay, options.RelayPort) == to {
-		return path{}, fmt.Errorf("DHCP server %s is the relay address itself: this daemon's socket would swallow what is meant for the server; give the daemon another address of this host with LISTEN_ADDR or --ipam-opt listen_addr=", to.Addr())
+	at := place{relay: netip.AddrPortFrom(relay, options.RelayPort)}
+	if at.relay == to {
+		return place{}, fmt.Errorf("DHCP server %s is the relay address itself: this daemon's socket would swallow what is meant for the server; give the daemon another address of this host with LISTEN_ADDR or --ipam-opt listen_addr=", to.Addr())
 	}
-	link, err := c.link(place{relay: netip.AddrPortFrom(relay, options.RelayPort)})
-	return path{link: link, to: to}, err
+	return at, nil
+}
+
+// placesOf are those that global settings name, as far as names are resolved by
+// now, and why others can't be told.
+func (c *Client) placesOf(global lease.Options) (places []place, errs []error) {
+	switch {
+	case global.ByBroadcast():
+		return []place{{iface: global.Interface}}, nil
+	case fixed(global.Relay):
+		return []place{{relay: netip.AddrPortFrom(global.Relay, global.RelayPort)}}, nil
+	}
+	for _, to := range c.servers.addrs(global.Servers) {
+		at, err := c.placeTowards(global, to)
+		switch {
+		case err != nil:
+			errs = append(errs, err)
+		case !slices.Contains(places, at):
+			places = append(places, at)
+		}
+	}
+	return places, errs
 }
 
 // link returns the link of a place, opening it at its first use. All pools
@@ -157,12 +190,42 @@ func (c *Client) link(at place) (*Link, error) {
 		if at.broadcast() {
 			open = c.openBroadcast
 		}
-		l = newLink(at, open, &c.drops, c.log)
+		l = newLink(at, open, &c.drops, &c.recorder, c.log)
+		l.heard = c.servers.heard
 		c.links[at] = l
 	}
 	c.mu.Unlock()
 	_, err := l.ready()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.unopened[at] = err
 	return l, err
+}
+
+// look returns nil where a place's link is open and something could be sent
+// there, without opening it or waiting for who does.
+func (c *Client) look(at place) error {
+	c.mu.Lock()
+	l, err := c.links[at], c.unopened[at]
+	c.mu.Unlock()
+	var r *reader
+	if l != nil {
+		r = l.reader.Load()
+	}
+	switch {
+	case r == nil && err != nil:
+		return fmt.Errorf("%s is not open, which the next request tries again: %w", at, err)
+	case r == nil:
+		return fmt.Errorf("%s is not open yet", at)
+	case r.stale != nil && r.stale():
+		return fmt.Errorf("%s is gone or another one by now: the next request opens it anew", at)
+	case r.socket.hardware == nil:
+		return nil
+	}
+	if _, err := r.socket.hardware(); err != nil {
+		return fmt.Errorf("ask on %s: %w", at, err)
+	}
+	return nil
 }
 
 // resolveHost returns the IPv4 addresses of a name.
@@ -218,7 +281,7 @@ var relaySockets = net.ListenConfig{Control: func(_, _ string, raw syscall.RawCo
 // Where somebody else has the port, as a dnsmasq that binds the wildcard, a raw
 // socket is opened beside it.
 func openRelay(at place) (s socket, err error) {
-	lock, err := net.Listen("unix", "@oam-docker-ipam/"+at.relay.String())
+	lock, err := net.Listen("unix", LockName(at.relay))
 	if err != nil {
 		if errors.Is(err, unix.EADDRINUSE) {
 			return socket{}, fmt.Errorf("%w %s: stop it, or give this one another LISTEN_ADDR", ErrSecondCopy, at)

@@ -18,6 +18,7 @@ var (
 	DHCPServers = []string{"ip", "nsenter", "dhcpd", "kea-dhcp4", "dnsmasq"}
 	Clients     = []string{"busybox", "dhclient"}
 	Relays      = []string{"dhcrelay"}
+	Wireshark   = []string{"tshark"}
 	Machines    = []string{"unshare", "systemd-nspawn", "mmdebstrap", "busybox"}
 )
 
