@@ -217,7 +217,7 @@ func startDaemonAs(t testing.TB, as lease.Driver, store lease.Store, grace time.
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() {
-		ended <- Serve(ctx, l, New(Backend{Manager: d.manager, Settings: noSettings}, d.as, log), grace, log)
+		ended <- Serve(ctx, l, New(Backend{Manager: d.manager, Settings: noSettings, Options: fakeOptions}, d.as, log), grace, log)
 	}()
 	d.stop = sync.OnceValue(func() error { cancel(); return <-ended })
 	t.Cleanup(func() { _ = d.stop() })

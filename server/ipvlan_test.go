@@ -56,7 +56,7 @@ func TestIPvlanAddresses(t *testing.T) {
 		t.Errorf("six containers have the MAC addresses %v", macs)
 	}
 	// Operators see them as all others, on this socket too.
-	if leases, err := Leases(t.Context(), d.socket); err != nil || len(leases) != 6 {
+	if leases, err := Leases(t.Context(), d.socket, Selection{}); err != nil || len(leases) != 6 {
 		t.Errorf("leases %+v, %v", leases, err)
 	}
 

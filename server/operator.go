@@ -11,9 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
 	"net/url"
-	"strings"
 	"time"
 
 	"github.com/gorilla/mux"
@@ -25,44 +23,11 @@ import (
 const (
 	operatorPath  = "/v1/"
 	leasesPath    = operatorPath + "leases"
+	poolsPath     = operatorPath + "pools"
 	reconcilePath = operatorPath + "reconcile"
 	settingsPath  = operatorPath + "settings"
 	healthPath    = operatorPath + "health"
 )
-
-// Lease is a lease as operators and their programs read it. Times are UTC in
-// whole seconds; those of an infinite lease are null.
-type Lease struct {
-	Address      netip.Addr   `json:"address"`
-	PrefixLength int          `json:"prefix_length"`
-	MAC          lease.MAC    `json:"mac"`
-	Name         string       `json:"name"`
-	PoolID       string       `json:"pool_id"`
-	Subnet       netip.Prefix `json:"subnet"`
-	State        string       `json:"state"` // bound, renewing, rebinding, lost, waiting, releasing
-	Server       netip.Addr   `json:"server"`
-	ClientID     string       `json:"client_id"` // hexadecimal bytes with colons
-	ObtainedAt   *time.Time   `json:"obtained_at"`
-	RenewAt      *time.Time   `json:"renew_at"`
-	RebindAt     *time.Time   `json:"rebind_at"`
-	ExpiresAt    *time.Time   `json:"expires_at"`
-}
-
-func present(l lease.Held) Lease {
-	at := func(t time.Time) *time.Time {
-		if t.IsZero() {
-			return nil
-		}
-		t = t.UTC().Truncate(time.Second)
-		return &t
-	}
-	return Lease{
-		Address: l.Addr(), PrefixLength: l.Prefix.Bits(), MAC: l.MAC, Name: l.Name, PoolID: l.Pool, Subnet: l.Subnet,
-		State: l.State, Server: l.Server,
-		ClientID:   strings.ReplaceAll(fmt.Sprintf("% x", l.ClientID), " ", ":"),
-		ObtainedAt: at(l.Obtained), RenewAt: at(l.Renew), RebindAt: at(l.Rebind), ExpiresAt: at(l.Expires),
-	}
-}
 
 // Backend is what operators are answered from.
 type Backend struct {
@@ -105,26 +70,28 @@ type operator struct {
 }
 
 func (o operator) route(r *mux.Router) {
-	r.HandleFunc(leasesPath, o.list).Methods(http.MethodGet)
+	r.HandleFunc(leasesPath, o.leases).Methods(http.MethodGet)
 	// Whatever stands there is a key, so that ReleaseByHand can say what is
 	// wrong with it.
 	r.HandleFunc(leasesPath+"/{key:.*}", o.release).Methods(http.MethodDelete)
+	r.HandleFunc(poolsPath, o.pools).Methods(http.MethodGet)
+	r.HandleFunc(inspectPath, o.inspectAll).Methods(http.MethodGet)
+	r.HandleFunc(inspectPath+"/{key:(?s:.*)}", o.inspect).Methods(http.MethodGet)
+	r.HandleFunc(eventsPath, o.events).Methods(http.MethodGet)
+	r.HandleFunc(capturePath, o.capture).Methods(http.MethodGet)
 	r.HandleFunc(reconcilePath, o.reconcile).Methods(http.MethodPost)
 	r.HandleFunc(settingsPath, o.inForce).Methods(http.MethodGet)
 	r.HandleFunc(healthPath, o.health).Methods(http.MethodGet)
-}
-
-func (o operator) list(w http.ResponseWriter, _ *http.Request) {
-	leases := []Lease{}
-	for _, l := range o.Manager.Leases() {
-		leases = append(leases, present(l))
-	}
-	answer(w, http.StatusOK, leases)
+	r.HandleFunc(examinePath, o.examine).Methods(http.MethodGet)
 }
 
 func (o operator) release(w http.ResponseWriter, r *http.Request) {
 	key := mux.Vars(r)["key"]
-	l, err := o.Manager.ReleaseByHand(r.Context(), key, r.URL.Query().Get("pool"))
+	pool, err := o.poolWithLeases(r.URL.Query().Get("pool"))
+	var l lease.Held
+	if err == nil {
+		l, err = o.Manager.ReleaseByHand(r.Context(), key, pool)
+	}
 	switch {
 	case errors.Is(err, lease.ErrNoLease):
 		answer(w, http.StatusNotFound, failure{Err: err.Error()})
@@ -156,8 +123,12 @@ func (o operator) reconcile(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	findings, err := o.Manager.Reconcile(r.Context(), in.Inventory, in.DryRun)
+	level := slog.LevelInfo
+	if in.DryRun {
+		level = slog.LevelDebug // the doctor makes one too
+	}
 	for _, f := range findings {
-		o.log.Info("reconciled", "action", f.Action, "dry run", in.DryRun, "address", f.Address, "mac", f.MAC, "name", f.Name, "network", f.Network, "detail", f.Detail)
+		o.log.Log(r.Context(), level, "reconciled", "action", f.Action, "dry run", in.DryRun, "address", f.Address, "mac", f.MAC, "name", f.Name, "network", f.Network, "detail", f.Detail)
 	}
 	if err != nil {
 		answer(w, http.StatusConflict, failure{Err: err.Error()})
@@ -204,15 +175,9 @@ func Reconcile(ctx context.Context, socket string, inventory lease.Inventory, dr
 	return findings, err
 }
 
-// Leases asks the daemon on a socket for its leases, sorted by address.
-func Leases(ctx context.Context, socket string) ([]Lease, error) {
-	var leases []Lease
-	err := ask(ctx, socket, http.MethodGet, leasesPath, nil, &leases)
-	return leases, err
-}
-
 // Release asks the daemon on a socket to give back the lease of an address or
-// MAC, in one pool or, with "", in whichever has it. It returns the lease.
+// MAC, in the pool of an ID or subnet or, with "", in whichever has it. It
+// returns the lease.
 func Release(ctx context.Context, socket, key, pool string) (Lease, error) {
 	path := leasesPath + "/" + url.PathEscape(key)
 	if pool != "" {

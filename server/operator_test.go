@@ -79,7 +79,7 @@ func TestPresent(t *testing.T) {
 
 func TestLeases(t *testing.T) {
 	d := startDaemon(t, twoNetworks(), usual)
-	got, err := Leases(t.Context(), d.socket)
+	got, err := Leases(t.Context(), d.socket, Selection{})
 	if err != nil || len(got) != 3 {
 		t.Fatalf("%+v, %v", got, err)
 	}
@@ -96,7 +96,7 @@ func TestNoLeases(t *testing.T) {
 	if got := d.exchange("GET /v1/leases HTTP/1.1\r\nHost: \r\n\r\n"); got.status != 200 || got.body != "[]" {
 		t.Errorf("answers %d %s", got.status, got.body)
 	}
-	if got, err := Leases(t.Context(), d.socket); err != nil || got == nil || len(got) != 0 {
+	if got, err := Leases(t.Context(), d.socket, Selection{}); err != nil || got == nil || len(got) != 0 {
 		t.Errorf("%v, %v", got, err)
 	}
 }
@@ -193,7 +193,7 @@ func TestSettings(t *testing.T) {
 func TestAskErrors(t *testing.T) {
 	check := func(name, socket string, parts ...string) {
 		t.Helper()
-		leases, err := Leases(t.Context(), socket)
+		leases, err := Leases(t.Context(), socket, Selection{})
 		if len(leases) != 0 {
 			t.Errorf("%s: leases %v", name, leases)
 		}
@@ -260,7 +260,7 @@ func TestAskCancelled(t *testing.T) {
 	defer l.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
-	if _, err := Leases(ctx, path); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := Leases(ctx, path, Selection{}); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("error %v", err)
 	}
 }
@@ -270,7 +270,7 @@ func TestAskCancelled(t *testing.T) {
 func TestNotPermitted(t *testing.T) {
 	const key = "SERVER_TEST_SOCKET"
 	if socket := os.Getenv(key); socket != "" {
-		_, asked := Leases(t.Context(), socket)
+		_, asked := Leases(t.Context(), socket, Selection{})
 		_, listened := Listen(filepath.Join(filepath.Dir(socket), "new.sock"))
 		_, inNew := Listen(filepath.Join(filepath.Dir(socket), "new", "new.sock"))
 		for _, err := range []error{asked, listened, inNew} {

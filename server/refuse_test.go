@@ -65,7 +65,7 @@ func TestRefuseOperators(t *testing.T) {
 	sockets, _ := refusing(t)
 	want := "the daemon" + strings.TrimPrefix(strings.ReplaceAll(noStart, `\`, ""), "oam-docker-ipam")
 	for _, socket := range sockets {
-		_, leases := Leases(t.Context(), socket.path)
+		_, leases := Leases(t.Context(), socket.path, Selection{})
 		_, settings := Settings(t.Context(), socket.path)
 		_, release := Release(t.Context(), socket.path, "192.0.2.7", "")
 		_, reconcile := Reconcile(t.Context(), socket.path, lease.Inventory{Networks: make([]lease.Network, 50_000)}, true)

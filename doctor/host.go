@@ -1,0 +1,282 @@
+package doctor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/talkingdata/oam-docker-ipam/lease"
+	"github.com/talkingdata/oam-docker-ipam/server"
+	"github.com/talkingdata/oam-docker-ipam/store"
+)
+
+// answerTime is how long the daemon may take to say how it is: longer than it
+// waits itself for what is stuck in it.
+const answerTime = 6 * time.Second
+
+// stored is what the database has, or why it can't be told.
+type stored struct {
+	store.Contents
+	err error
+}
+
+var (
+	errStopped = errors.New("systemd holds its socket and has it stopped")
+	errDenied  = errors.New("not permitted")
+)
+
+// asRoot is the advice where rights are missing.
+const asRoot = "run it as root: sudo oam-docker-ipam doctor"
+
+// reach tells whether this process may connect to a socket: nil, errDenied or
+// fs.ErrNotExist. It doesn't connect.
+func reach(socket string) error {
+	err := unix.Faccessat(unix.AT_FDCWD, socket, unix.R_OK|unix.W_OK, unix.AT_EACCESS)
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return errDenied
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
+		return fs.ErrNotExist
+	}
+	return nil
+}
+
+// meet asks the daemon how it is and what it holds, or looks into its database
+// where it is down. A daemon that is meant to be down isn't started: at a
+// socket that systemd holds for a stopped one, nobody is asked.
+func meet(ctx context.Context, p *patient) {
+	p.units = askSystemd(ctx)
+	if p.units.asleep(serviceUnit, socketUnit) {
+		p.silence = errStopped
+	} else {
+		p.ask(ctx)
+	}
+	if p.health == nil && !errors.Is(p.silence, errDenied) && p.DataDir != "" {
+		p.open()
+	}
+}
+
+func (p *patient) ask(ctx context.Context) {
+	if p.silence = reach(p.Socket); errors.Is(p.silence, errDenied) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	health, err := server.AskHealth(ctx, p.Socket)
+	if err == nil {
+		p.running, err = server.Settings(ctx, p.Socket)
+	}
+	var held server.Examined
+	if err == nil {
+		held, err = server.Examine(ctx, p.Socket)
+	}
+	if p.silence = err; err != nil {
+		return
+	}
+	p.health, p.pools, p.leases = &health, held.Pools, held.Leases
+	if global, err := p.Options(p.next()); err == nil {
+		p.Global = global
+	}
+}
+
+// apart reports whether a setting came from a command line or an environment:
+// another process may have another value.
+func apart(s server.Setting) bool {
+	return strings.HasPrefix(s.Source, "flag ") || strings.HasPrefix(s.Source, "environment ")
+}
+
+// next are the settings that the running daemon would have after a restart: ours
+// but for what only its command line and environment tell, or its own where ours
+// can't be used.
+func (p *patient) next() []server.Setting {
+	if p.Wrong != nil {
+		return p.running
+	}
+	next := slices.Clone(p.Settings)
+	for i, fresh := range next {
+		for _, now := range p.running {
+			if now.Key == fresh.Key && apart(now) && !apart(fresh) {
+				next[i] = now
+			}
+		}
+	}
+	return next
+}
+
+// open takes pools and leases from the database, as the daemon would have them.
+func (p *patient) open() {
+	contents, err := store.Read(p.DataDir)
+	p.stored = &stored{contents, err}
+	if err != nil {
+		return
+	}
+	subnets, counts := map[string]lease.Pool{}, map[string]map[string]int{}
+	for _, pool := range contents.Pools {
+		subnets[pool.ID], counts[pool.ID] = pool, map[string]int{}
+	}
+	for _, l := range contents.Leases {
+		state := l.State(time.Now()).String()
+		p.leases = append(p.leases, lease.Held{Lease: l, Subnet: subnets[l.Pool].Subnet, State: state})
+		if counts[l.Pool] != nil {
+			counts[l.Pool][state]++
+		}
+	}
+	global := p.Global.Or(lease.Defaults())
+	for _, pool := range contents.Pools {
+		p.pools = append(p.pools, lease.PoolStatus{Pool: pool, InForce: pool.Options.Or(global), Leases: counts[pool.ID]})
+	}
+}
+
+// counts is how much is held, for people.
+func (p *patient) counts() string {
+	return plural(len(p.pools), "network") + ", " + plural(len(p.leases), "lease")
+}
+
+func plural(n int, what string) string {
+	if n != 1 {
+		what += "s"
+	}
+	return fmt.Sprintf("%d %s", n, what)
+}
+
+// checkConfiguration: can a daemon start by it, and does the running one have it?
+func checkConfiguration(_ context.Context, p *patient) {
+	if p.Wrong != nil {
+		advice := "correct it: oam-docker-ipam config --check says whether it is right"
+		if p.health != nil {
+			advice += "; the daemon runs on by its former settings, and the next start fails"
+		}
+		p.fault(oneLine(p.Wrong), advice)
+	}
+	for _, key := range p.Unknown {
+		p.warn(key, "correct or remove it: it has no effect (oam-docker-ipam config lists all keys)")
+	}
+	if p.Wrong == nil {
+		p.compare()
+	}
+	if p.Wrong == nil || p.health != nil {
+		for _, pool := range p.nowhere() {
+			p.warn(pool, "set DHCP_SERVER=ADDRESS or DHCP_INTERFACE=INTERFACE in the configuration (oam-docker-ipam discover --interface eth0 shows who answers), or give each network its own: --ipam-opt dhcp_server=ADDRESS")
+		}
+	}
+	p.otherwise("%s", p.inForce())
+}
+
+// compare tells the settings by which a start would differ from the running
+// daemon. What came from a command line or an environment, ours or the daemon's,
+// says nothing about the next start.
+func (p *patient) compare() {
+	for _, fresh := range p.Settings {
+		for _, now := range p.running {
+			if now.Key != fresh.Key || now.Value == fresh.Value || apart(now) || apart(fresh) {
+				continue
+			}
+			verb := "restart"
+			if p.Reloadable(fresh.Key) {
+				verb = "reload"
+			}
+			p.warn(fmt.Sprintf("%s is %q (%s), and the running daemon still has %q", fresh.Key, fresh.Value, fresh.Source, now.Value), p.how(verb))
+		}
+	}
+}
+
+// nowhere are the reasons why some network knows no DHCP server to ask.
+func (p *patient) nowhere() (reasons []string) {
+	if len(p.Global.Servers) > 0 || p.Global.Interface != "" {
+		return nil
+	}
+	if len(p.pools) == 0 {
+		return []string{"neither DHCP_SERVER nor DHCP_INTERFACE is set: only networks that name their own are served"}
+	}
+	for _, pool := range p.pools {
+		if len(pool.InForce.Servers) == 0 && pool.InForce.Interface == "" {
+			reasons = append(reasons, fmt.Sprintf("network %s has no DHCP server: neither it nor the configuration names one", pool.Subnet))
+		}
+	}
+	return reasons
+}
+
+// inForce are the settings that aren't defaults: the daemon's, or a start's.
+func (p *patient) inForce() string {
+	settings, of := p.Settings, ""
+	if p.health != nil {
+		settings, of = p.running, ", as the running daemon has it"
+	}
+	var set []string
+	for _, s := range settings {
+		if s.Source != "default" {
+			set = append(set, fmt.Sprintf("%s=%s (%s)", s.Key, s.Value, s.Source))
+		}
+	}
+	if set == nil {
+		return "all defaults" + of
+	}
+	return strings.Join(set, ", ") + of
+}
+
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
+
+// young is how long after a start a restart is worth a word.
+const young = time.Hour
+
+// checkDaemon: does it run, and does all in it get on?
+func checkDaemon(_ context.Context, p *patient) {
+	service, socket := p.units[serviceUnit], p.units[socketUnit]
+	// Either of the two brings it back.
+	if service.is("UnitFileState", "disabled") && socket.is("UnitFileState", "disabled") {
+		defer p.warn("it isn't started at boot", "systemctl enable oam-docker-ipam")
+	}
+	switch {
+	case p.health != nil:
+		p.checkRunning()
+	case errors.Is(p.silence, errDenied):
+		p.skip(p.Socket+": not permitted", asRoot)
+	case service.is("LoadState", "masked"):
+		p.fault("it doesn't run: its unit is masked", "systemctl unmask oam-docker-ipam, then systemctl start oam-docker-ipam")
+	case errors.Is(p.silence, errStopped) && !service.is("ActiveState", "failed") && p.stored != nil && len(p.pools) == 0 && (p.stored.err == nil || errors.Is(p.stored.err, fs.ErrNotExist)):
+		p.warn("it is stopped, and holds nothing: systemd starts it at Docker's first question", "systemctl start oam-docker-ipam, if it is to run before")
+	case errors.Is(p.silence, errStopped), errors.Is(p.silence, server.ErrNotRunning):
+		found := "it doesn't run"
+		if service.there() {
+			found += fmt.Sprintf(" (systemd: %s, %s)", service.get("ActiveState"), service.get("Result"))
+		}
+		if len(p.leases) > 0 {
+			found += fmt.Sprintf(": nobody renews its %s", plural(len(p.leases), "lease"))
+		}
+		advice := p.how("start")
+		if service.there() {
+			advice += "; if that fails, journalctl -u oam-docker-ipam -n 20 says why"
+		}
+		p.fault(found, advice)
+	case errors.Is(p.silence, context.DeadlineExceeded):
+		p.fault(fmt.Sprintf("it doesn't answer: silent for %s on %s", answerTime, p.Socket), p.how("restart")+"; its log says what it was doing")
+	default:
+		// It refuses to start, or is another version: its words say what to do.
+		p.fault(oneLine(p.silence), "mend that, then "+p.how("restart"))
+	}
+}
+
+// checkRunning tells what a running daemon says of itself.
+func (p *patient) checkRunning() {
+	h := p.health
+	age := time.Since(h.Started).Round(time.Second)
+	if h.Version != p.Version {
+		p.warn(fmt.Sprintf("version %s runs, and %s is installed", h.Version, p.Version), p.how("restart"))
+	}
+	if n := p.units[serviceUnit].get("NRestarts"); n != "" && n != "0" && age < young {
+		p.warn(fmt.Sprintf("systemd has restarted it %s times after failures, the last time %s ago", n, age), "journalctl -u oam-docker-ipam -p warning says what ended it")
+	}
+	if h.Alive != "" {
+		p.fault("it doesn't get on: "+h.Alive, "mend that, or "+p.how("restart"))
+	}
+	if h.Ready != "" && h.Ready != h.Alive {
+		p.warn("an address request would likely fail: "+h.Ready, "the checks below look for the cause")
+	}
+	p.otherwise("version %s runs since %s (pid %d): %s", h.Version, h.Started.Local().Format(time.DateTime), h.PID, p.counts())
+}

@@ -1,0 +1,99 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"time"
+)
+
+const capturePath = operatorPath + "capture"
+
+// capture streams packets as pcapng.
+func (o operator) capture(w http.ResponseWriter, r *http.Request) {
+	what, length, err := parseCapture(r.URL.RawQuery)
+	if err != nil {
+		answer(w, http.StatusBadRequest, failure{Err: "capture: " + err.Error()})
+		return
+	}
+	ctx, end := streaming(r)
+	defer end()
+	conn := http.NewResponseController(w)
+	// One who has stopped reading mustn't hold up the daemon's end.
+	defer context.AfterFunc(ctx, func() { _ = conn.SetWriteDeadline(time.Now().Add(pausedTime)) })()
+	if length >= 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, length)
+		defer cancel()
+	}
+	w.Header().Set("Content-Type", "application/x-pcapng")
+	if err := o.Capture(ctx, flushed{w, conn}, what); err != nil {
+		o.log.Debug("capture cut off", "error", err)
+	}
+}
+
+// parseCapture reads a request for packets, with the time that it lasts, which is
+// negative where it has no end.
+func parseCapture(raw string) (what Capture, length time.Duration, err error) {
+	length = -1
+	v, err := url.ParseQuery(raw)
+	for _, name := range slices.Sorted(maps.Keys(v)) {
+		if err != nil {
+			break
+		}
+		text := v.Get(name)
+		switch name {
+		case "container":
+			what.Container = text
+		case "pool":
+			what.Pool = text
+		case "last":
+			var last uint64
+			last, err = strconv.ParseUint(text, 10, 31)
+			what.Last = int(last)
+		case "for":
+			length, err = time.ParseDuration(text)
+			if err == nil && length < 0 {
+				err = errors.New("want a time such as 30s, or 0s for what is remembered alone")
+			}
+		default:
+			err = errors.New("there are container, pool, last and for")
+		}
+		if err != nil {
+			err = fmt.Errorf("parameter %s=%q: %w", name, text, err)
+		}
+	}
+	return what, length, err
+}
+
+// flushed sends what is written at once.
+type flushed struct {
+	io.Writer
+	conn *http.ResponseController
+}
+
+// Write implements io.Writer.
+func (f flushed) Write(b []byte) (int, error) {
+	n, err := f.Writer.Write(b)
+	if err == nil {
+		err = f.conn.Flush()
+	}
+	return n, err
+}
+
+// OpenCapture asks the daemon on a socket for packets, as pcapng, for a time; 0
+// is for what it remembers alone. The caller must close what it returns. It ends
+// before that time when the daemon stops.
+func OpenCapture(ctx context.Context, socket string, what Capture, length time.Duration) (io.ReadCloser, error) {
+	q := url.Values{
+		"container": {what.Container}, "pool": {what.Pool},
+		"last": {strconv.Itoa(what.Last)}, "for": {length.String()},
+	}
+	return open(ctx, socket, http.MethodGet, capturePath+"?"+q.Encode(), nil)
+}
