@@ -12,7 +12,7 @@ REVISION  = $(shell [ ! -e .git ] || echo "$$(git rev-parse HEAD)$$(git status -
 FUZZTIME ?= 400000x
 GO       ?= go
 # The product's packages, whose tests take seconds.
-UNITS    := . ./arp ./conf ./dhcp ./engine ./host ./lease ./server ./store ./systemd ./test/demo/dhcpd
+UNITS    := . ./arp ./conf ./dhcp ./doctor ./engine ./host ./lease ./metrics ./server ./store ./systemd ./test/demo/dhcpd
 
 # Nothing in the binary tells where or when it was built.
 BUILD     = -trimpath -buildvcs=false -ldflags '-s -w -buildid= -X main.version=$(VERSION) -X main.revision=$(REVISION)'
@@ -84,7 +84,8 @@ install: $(if $(shell command -v $(GO)),completions licences,built)
 	install -D -m 644 $(OUT)/completions/bash $(DESTDIR)$(BASHDIR)/oam-docker-ipam
 	install -D -m 644 $(OUT)/completions/zsh $(DESTDIR)$(ZSHDIR)/_oam-docker-ipam
 	install -d $(DESTDIR)$(DOCDIR)
-	install -m 644 README.md CHANGELOG.md $(DESTDIR)$(DOCDIR)
+	install -m 644 README.md CHANGELOG.md contrib/grafana-dashboard.json contrib/alerts.yml $(DESTDIR)$(DOCDIR)
+	install -D -m 644 -t $(DESTDIR)$(DOCDIR)/docs docs/JSON.md
 	$(PLACES) systemd/broadcast.conf >$(DESTDIR)$(DOCDIR)/broadcast.conf
 	chmod 644 $(DESTDIR)$(DOCDIR)/broadcast.conf
 	install -d $(DESTDIR)$(LICENSEDIR)

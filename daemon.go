@@ -279,13 +279,19 @@ func (d *daemon) capture(ctx context.Context, w io.Writer, what server.Capture) 
 	return d.client.Capture(ctx, w, dhcp.Capture(what))
 }
 
-// statusEvery is how often the status line is made anew.
-const statusEvery = 10 * time.Second
+const (
+	// statusEvery is how often the status line is made anew.
+	statusEvery = 10 * time.Second
+	// openEvery is how often links are opened that couldn't be before, as where the
+	// host's address came late: the daemon is ready again without a request.
+	openEvery = time.Minute
+)
 
 // attend keeps the status line true and reloads at a SIGHUP, until ctx ends.
 func (d *daemon) attend(ctx context.Context) {
-	tick := time.NewTicker(statusEvery)
+	tick, open := time.NewTicker(statusEvery), time.NewTicker(openEvery)
 	defer tick.Stop()
+	defer open.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -293,6 +299,10 @@ func (d *daemon) attend(ctx context.Context) {
 			return
 		case <-tick.C:
 			d.notifier.Status(d.status())
+		case <-open.C:
+			if err := d.client.Open(); err != nil {
+				d.log.Warn("link not opened yet", "error", err)
+			}
 		case <-d.hangup:
 			d.notifier.Reloading()
 			d.reload()

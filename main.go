@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -36,8 +37,8 @@ func main() { os.Exit(run(os.Args, os.Stdout, os.Stderr)) }
 
 // Exit statuses beside 0.
 const (
-	statusFailed  = 1
-	statusDiffers = 2 // a reconcile found something
+	statusFailed = 1
+	statusFound  = 2 // a reconcile or the doctor found something
 )
 
 // run is the whole program and returns its exit status.
@@ -70,8 +71,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return 0
 	}
-	if errors.Is(err, errDiffers) {
-		return statusDiffers
+	if errors.Is(err, errFound) {
+		return statusFound
 	}
 	complain(stderr, err)
 	if len(passed) > 0 {
@@ -92,7 +93,7 @@ func complain(stderr io.Writer, err error) {
 		level = "<3>"
 	}
 	// Joined errors have a line each.
-	fmt.Fprintf(stderr, "%soam-docker-ipam: %s\n", level, strings.ReplaceAll(err.Error(), "\n", "; "))
+	fmt.Fprintf(stderr, "%soam-docker-ipam: %s\n", level, printable(strings.ReplaceAll(err.Error(), "\n", "; ")))
 }
 
 // reread reads the settings of a command line again. Not in the context of the
@@ -155,28 +156,17 @@ func command(stdout, stderr io.Writer, serve func(context.Context, settings) err
 					return serve(ctx, s)
 				},
 			},
-			{
-				Name: "leases", Usage: "list the leases of the running daemon",
-				Flags: []cli.Flag{asJSON},
-				Action: func(ctx context.Context, cmd *cli.Command) error {
-					if err := file.Err(); err != nil {
-						return err
-					}
-					leases, err := server.Leases(ctx, socket(cmd))
-					if err != nil {
-						return err
-					}
-					if cmd.Bool("json") {
-						return printJSON(stdout, leases)
-					}
-					return printLeases(stdout, leases, time.Now())
-				},
-			},
+			leasesCommand(&file, stdout),
+			poolsCommand(&file, stdout),
+			inspectCommand(&file, stdout),
+			inspectAllCommand(&file, stdout),
+			eventsCommand(&file, stdout, stderr),
+			captureCommand(&file, stdout, stderr),
 			{
 				Name: "release", Usage: "give a lease back by hand", ArgsUsage: "ADDRESS|MAC",
 				Flags: []cli.Flag{
 					asJSON,
-					&cli.StringFlag{Name: "pool", Usage: "`ID` of the pool, where several have such a lease"},
+					&cli.StringFlag{Name: "pool", Usage: "`ID` or subnet of the pool, where several have such a lease"},
 				},
 				Action: func(ctx context.Context, cmd *cli.Command) error {
 					if cmd.Args().Len() != 1 {
@@ -223,6 +213,7 @@ func command(stdout, stderr io.Writer, serve func(context.Context, settings) err
 					return discover(ctx, cmd, stdout, stderr)
 				},
 			},
+			doctorCommand(&file, stdout),
 			{
 				Name: "config", Usage: "print every setting and where it came from",
 				Flags: []cli.Flag{
@@ -286,8 +277,9 @@ func commit() string {
 	return "unknown"
 }
 
-// errDiffers: a reconcile found something.
-var errDiffers = errors.New("leases and containers differ")
+// errFound: a reconcile found a difference or the doctor a fault, and has told
+// it.
+var errFound = errors.New("something was found")
 
 // reconcile reads the engine's networks and has the daemon compare them. The
 // daemon itself needs no access to the engine for this.
@@ -311,7 +303,7 @@ func reconcile(ctx context.Context, cmd *cli.Command, stdout io.Writer) error {
 	}
 	differs := slices.ContainsFunc(findings, func(f lease.Finding) bool { return f.Action != lease.Named })
 	if err == nil && differs {
-		return errDiffers
+		return errFound
 	}
 	return err
 }
@@ -330,21 +322,13 @@ func printFindings(w io.Writer, findings []lease.Finding) error {
 }
 
 func printJSON(w io.Writer, v any) error {
-	e := json.NewEncoder(w)
+	var text bytes.Buffer
+	e := json.NewEncoder(&text)
 	e.SetIndent("", "  ")
 	e.SetEscapeHTML(false)
-	return e.Encode(v)
-}
-
-func printLeases(w io.Writer, leases []server.Lease, now time.Time) error {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "ADDRESS\tMAC\tNAME\tSUBNET\tSTATE\tSERVER\tLEFT")
-	for _, l := range leases {
-		left := "for ever"
-		if l.ExpiresAt != nil {
-			left = max(0, l.ExpiresAt.Sub(now).Round(time.Second)).String()
-		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", l.Address, l.MAC, l.Name, l.Subnet, l.State, l.Server, left)
+	if err := e.Encode(v); err != nil {
+		return err
 	}
-	return t.Flush()
+	_, err := w.Write(escaped(text.Bytes()))
+	return err
 }

@@ -40,7 +40,7 @@ func option(name string) func(settings) string {
 }
 
 // examples are the values that ship without being the default: there is none.
-var examples = map[string]string{"DHCP_SERVER": "192.0.2.1", "DHCP_INTERFACE": "eth0", "CONFLICT_INTERFACE": "eth0"}
+var examples = map[string]string{"METRICS_ADDR": "127.0.0.1:9767", "DHCP_SERVER": "192.0.2.1", "DHCP_INTERFACE": "eth0", "CONFLICT_INTERFACE": "eth0"}
 
 var table = []row{
 	{"IPAM_DEBUG", "debug", "false", [3]string{"true", "false", "true"}, func(s settings) string { return fmt.Sprint(s.debug) }},
@@ -58,6 +58,7 @@ var table = []row{
 	{"CONFLICT_INTERFACE", "conflict-interface", "", [3]string{"eth1", "eth2", "eth3"}, option("conflict_interface")},
 	{"DOCKER", "docker", "unix:///var/run/docker.sock", [3]string{"unix:///a", "unix:///b", "unix:///c"}, func(s settings) string { return s.docker }},
 	{"LOG_FORMAT", "log-format", "auto", [3]string{"text", "json", "auto"}, func(s settings) string { return string(s.logFormat) }},
+	{"METRICS_ADDR", "metrics-addr", "", [3]string{"127.0.0.1:9767", "[::1]:9767", "/run/oam-docker-ipam/metrics.sock"}, func(s settings) string { return s.metrics.Address }},
 	{"DHCP_TIMEOUT", "dhcp-timeout", "30s", [3]string{"10s", "1m0s", "1.5s"}, func(s settings) string { return s.timeout.String() }},
 }
 
@@ -206,7 +207,7 @@ func TestReadmeTables(t *testing.T) {
 		commands = append(commands, c.Name)
 	}
 	slices.Sort(commands)
-	if got := rows("(?m)^\\| `oam-docker-ipam ([a-z]+)[^`]*` \\| "); !slices.Equal(got, commands) {
+	if got := rows("(?m)^\\| `oam-docker-ipam ([a-z-]+)[^`]*` \\| "); !slices.Equal(got, commands) {
 		t.Errorf("commands are %q, want %q", got, commands)
 	}
 }
@@ -309,7 +310,8 @@ func TestBadValues(t *testing.T) {
 		{name: "unknown flag of server", args: []string{"server", "--nonsense"}, want: []string{"nonsense"}},
 		{name: "unknown flag of leases", args: []string{"leases", "--nonsense"}, want: []string{"nonsense"}},
 		{name: "argument of server", args: []string{"--config", good, "server", "start"}, want: []string{"start"}},
-		{name: "argument of leases", args: []string{"leases", "192.0.2.1"}, want: []string{"192.0.2.1"}},
+		{name: "argument of leases", args: []string{"leases", "192.0.2.300"}, want: []string{"192.0.2.300"}},
+		{name: "arguments of leases", args: []string{"leases", "192.0.2.1", "192.0.2.2"}, want: []string{"192.0.2.2"}},
 		{name: "argument of version", args: []string{"version", "1"}, want: []string{`"1"`}},
 		{name: "flag without its value", args: []string{"server", "--data-dir"}, want: []string{"data-dir"}},
 		{name: "file missing", args: []string{"--config", "/nonexistent.conf", "server"}, want: []string{"/nonexistent.conf", "no such file"}},
@@ -418,74 +420,11 @@ func TestHelp(t *testing.T) {
 				t.Errorf("%q doesn't tell of --%s and %s", args, row.flag, row.key)
 			}
 		}
-		for _, name := range []string{"server", "leases", "release", "reconcile", "discover", "config", "version", "--config"} {
+		for _, name := range []string{"server", "leases", "pools", "inspect", "inspect-all", "events", "release", "reconcile", "discover", "config", "version", "--config"} {
 			if !strings.Contains(got.stdout, name) {
 				t.Errorf("%q doesn't tell of %s", args, name)
 			}
 		}
-	}
-}
-
-func TestPrintLeases(t *testing.T) {
-	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-	at := func(d time.Duration) *time.Time { v := now.Add(d); return &v }
-	subnet := netip.MustParsePrefix("192.0.2.0/24")
-	leases := []server.Lease{
-		{Address: netip.MustParseAddr("192.0.2.9"), PrefixLength: 24, MAC: lease.MAC{2, 0, 0, 0, 0, 9}, Name: "web", PoolID: "192.0.2.0/24?id=A&x", Subnet: subnet, State: "bound", Server: netip.MustParseAddr("192.0.2.3"), ClientID: "01:02", ObtainedAt: at(-time.Hour), RenewAt: at(time.Minute), RebindAt: at(30 * time.Minute), ExpiresAt: at(90*time.Minute + 400*time.Millisecond)},
-		{Address: netip.MustParseAddr("192.0.2.100"), PrefixLength: 24, MAC: lease.MAC{2, 0, 0, 0, 0, 10}, Subnet: subnet, State: "bound", Server: netip.MustParseAddr("192.0.2.3"), ObtainedAt: at(0)},
-		{Address: netip.MustParseAddr("192.0.2.101"), PrefixLength: 24, MAC: lease.MAC{2, 0, 0, 0, 0, 11}, Name: "a-rather-long-name", Subnet: subnet, State: "expired", Server: netip.MustParseAddr("198.51.100.200"), ExpiresAt: at(-time.Hour)},
-	}
-	var got bytes.Buffer
-	if err := printLeases(&got, leases, now); err != nil {
-		t.Fatal(err)
-	}
-	want := `ADDRESS      MAC                NAME                SUBNET        STATE    SERVER          LEFT
-192.0.2.9    02:00:00:00:00:09  web                 192.0.2.0/24  bound    192.0.2.3       1h30m0s
-192.0.2.100  02:00:00:00:00:0a                      192.0.2.0/24  bound    192.0.2.3       for ever
-192.0.2.101  02:00:00:00:00:0b  a-rather-long-name  192.0.2.0/24  expired  198.51.100.200  0s
-`
-	if got.String() != want {
-		t.Errorf("table\n%swant\n%s", got.String(), want)
-	}
-	got.Reset()
-	if err := printJSON(&got, leases[:2]); err != nil {
-		t.Fatal(err)
-	}
-	want = `[
-  {
-    "address": "192.0.2.9",
-    "prefix_length": 24,
-    "mac": "02:00:00:00:00:09",
-    "name": "web",
-    "pool_id": "192.0.2.0/24?id=A&x",
-    "subnet": "192.0.2.0/24",
-    "state": "bound",
-    "server": "192.0.2.3",
-    "client_id": "01:02",
-    "obtained_at": "2026-01-02T02:04:05Z",
-    "renew_at": "2026-01-02T03:05:05Z",
-    "rebind_at": "2026-01-02T03:34:05Z",
-    "expires_at": "2026-01-02T04:34:05.4Z"
-  },
-  {
-    "address": "192.0.2.100",
-    "prefix_length": 24,
-    "mac": "02:00:00:00:00:0a",
-    "name": "",
-    "pool_id": "",
-    "subnet": "192.0.2.0/24",
-    "state": "bound",
-    "server": "192.0.2.3",
-    "client_id": "",
-    "obtained_at": "2026-01-02T03:04:05Z",
-    "renew_at": null,
-    "rebind_at": null,
-    "expires_at": null
-  }
-]
-`
-	if got.String() != want {
-		t.Errorf("JSON\n%swant\n%s", got.String(), want)
 	}
 }
 
@@ -595,6 +534,9 @@ func TestServe(t *testing.T) {
 	}
 	if got = program(socket, "release", "192.0.2.9"); got.status != 1 || !strings.Contains(got.stderr, "no such lease") {
 		t.Errorf("release once more: %+v", got)
+	}
+	if got = program(socket, "leases"); got.status != 0 || got.stdout != "no leases\n" {
+		t.Errorf("leases: %+v", got)
 	}
 	if got = program(socket, "leases", "--json"); got.stdout != "[]\n" {
 		t.Errorf("leases --json: %+v", got)

@@ -19,10 +19,13 @@ func TestDebContents(t *testing.T) {
 -rw-r--r-- /usr/lib/sysusers.d/oam-docker-ipam.conf
 -rw-r--r-- /usr/share/bash-completion/completions/oam-docker-ipam
 -rw-r--r-- /usr/share/doc/oam-docker-ipam/README.md
+-rw-r--r-- /usr/share/doc/oam-docker-ipam/alerts.yml
 -rw-r--r-- /usr/share/doc/oam-docker-ipam/broadcast.conf
 -rw-r--r-- /usr/share/doc/oam-docker-ipam/changelog.Debian.gz
 -rw-r--r-- /usr/share/doc/oam-docker-ipam/changelog.gz
 -rw-r--r-- /usr/share/doc/oam-docker-ipam/copyright
+-rw-r--r-- /usr/share/doc/oam-docker-ipam/docs/JSON.md
+-rw-r--r-- /usr/share/doc/oam-docker-ipam/grafana-dashboard.json
 -rw-r--r-- /usr/share/lintian/overrides/oam-docker-ipam
 -rw-r--r-- /usr/share/man/man8/oam-docker-ipam.8.gz
 -rw-r--r-- /usr/share/zsh/vendor-completions/_oam-docker-ipam

@@ -10,7 +10,7 @@ import (
 )
 
 var (
-	helpCommand = regexp.MustCompile(`(?m)^   ([a-z]+)(?:, h)?  `)
+	helpCommand = regexp.MustCompile(`(?m)^   ([a-z-]+)(?:, h)?  `)
 	helpFlag    = regexp.MustCompile(`--[a-z-]+`)
 	helpKey     = regexp.MustCompile(`\[\$([A-Z_]+)\]$`)
 )
@@ -53,7 +53,7 @@ func interfaceOf(t *testing.T, program string) (commands []string, flags map[str
 
 var (
 	manFlag    = regexp.MustCompile(`Fl (-[a-z-]+)`)
-	manCommand = regexp.MustCompile(`(?m)^\.It Cm ([a-z]+)$`)
+	manCommand = regexp.MustCompile(`(?m)^\.It Cm ([a-z-]+)$`)
 	manOption  = regexp.MustCompile(`(?m)^\.It (Fl .*)$`)
 	manKey     = regexp.MustCompile(`Pq key Ev ([A-Z_]+)$`)
 )

@@ -31,7 +31,11 @@ func TestRPMContents(t *testing.T) {
 drwxr-xr-x root:root - /usr/share/doc/oam-docker-ipam
 -rw-r--r-- root:root d /usr/share/doc/oam-docker-ipam/CHANGELOG.md
 -rw-r--r-- root:root d /usr/share/doc/oam-docker-ipam/README.md
+-rw-r--r-- root:root d /usr/share/doc/oam-docker-ipam/alerts.yml
 -rw-r--r-- root:root d /usr/share/doc/oam-docker-ipam/broadcast.conf
+drwxr-xr-x root:root - /usr/share/doc/oam-docker-ipam/docs
+-rw-r--r-- root:root d /usr/share/doc/oam-docker-ipam/docs/JSON.md
+-rw-r--r-- root:root d /usr/share/doc/oam-docker-ipam/grafana-dashboard.json
 drwxr-xr-x root:root - /usr/share/licenses/oam-docker-ipam
 -rw-r--r-- root:root l /usr/share/licenses/oam-docker-ipam/LICENSE
 -rw-r--r-- root:root l /usr/share/licenses/oam-docker-ipam/LICENSE.modules
