@@ -1,6 +1,10 @@
 package main
 
 import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -125,5 +129,77 @@ func TestDeviationsAreListed(t *testing.T) {
 	rows, listed := slices.Sorted(maps.Keys(inRows)), slices.Sorted(maps.Keys(inDoc))
 	if len(rows) == 0 || !slices.Equal(rows, listed) {
 		t.Errorf("docs/CONFORMANCE.md has deviations from\n%q, dhcp/doc.go from\n%q", rows, listed)
+	}
+}
+
+// Every field of what commands print as JSON is in docs/JSON.md, under its
+// command's heading.
+func TestJSONReference(t *testing.T) {
+	text, err := os.ReadFile("docs/JSON.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	section := func(command string) string {
+		for _, s := range strings.Split(string(text), "\n## ")[1:] {
+			heading, _, _ := strings.Cut(s, "\n")
+			if slices.Contains(strings.Split(heading, ", "), command) {
+				return s
+			}
+		}
+		t.Fatalf("there is no section about %s", command)
+		return ""
+	}
+	for command, file := range map[string]string{
+		"leases": "leases.json", "pools": "pools.json", "inspect": "inspect.json", "inspect-all": "inspect-all.json", "events": "events.jsonl", "doctor": "doctor.json",
+	} {
+		golden, err := os.ReadFile(filepath.Join("testdata", file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		described := section(command)
+		if command == "inspect" || command == "inspect-all" {
+			described += section("leases") + section("events")
+		}
+		names := jsonNames(t, golden)
+		if len(names) < 4 {
+			t.Errorf("%s: only %q: is the file read?", file, names)
+		}
+		for _, name := range names {
+			if !strings.Contains(described, "`"+name+"`") && !strings.Contains(described, "."+name+"`") {
+				t.Errorf("%s: field %q is not described", command, name)
+			}
+		}
+	}
+}
+
+// jsonNames are the names of all fields in some JSON documents, but those of
+// maps that have names of their own: options and counts by state.
+func jsonNames(t *testing.T, text []byte) []string {
+	t.Helper()
+	found := map[string]bool{}
+	var walk func(v any)
+	walk = func(v any) {
+		switch v := v.(type) {
+		case []any:
+			for _, element := range v {
+				walk(element)
+			}
+		case map[string]any:
+			for name, value := range v {
+				found[name] = true
+				if _, isMap := value.(map[string]any); !isMap || name != "options" && name != "leases" {
+					walk(value)
+				}
+			}
+		}
+	}
+	for d := json.NewDecoder(bytes.NewReader(text)); ; {
+		var v any
+		if err := d.Decode(&v); errors.Is(err, io.EOF) {
+			return slices.Sorted(maps.Keys(found))
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		walk(v)
 	}
 }

@@ -88,7 +88,7 @@ func TestKilledWriter(t *testing.T) {
 		works(t, err)
 		works(t, cmd.Start())
 		// Killed after so many lines, and a little later: some are in flight.
-		left := r.IntN(200)
+		left := 1 + r.IntN(200)
 		lines := bufio.NewScanner(out)
 		for lines.Scan() {
 			what, number, _ := strings.Cut(lines.Text(), " ")
