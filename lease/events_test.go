@@ -68,6 +68,9 @@ func (w *world) written() (lines []string) {
 			w.Errorf("event %d comes after %d", e.Seq, w.seen)
 		}
 		w.seen = e.Seq
+		if e.Address.IsValid() && e.Pool == "" {
+			w.Errorf("event of no pool: %+v", e)
+		}
 		text := fmt.Sprintf("%v %s", e.Time.Sub(w.server.began).Round(time.Second), e.Kind)
 		for _, part := range []any{e.Address, e.Name, e.Server, e.Detail} {
 			if part := fmt.Sprint(part); part != "" && part != "invalid IP" {
@@ -196,16 +199,27 @@ func TestEventsOfAStoredLease(t *testing.T) {
 	})
 }
 
-// A server that refuses the address that an identity had.
+// A server that refuses the address that an identity had, in a network that was
+// created anew since.
 func TestEventOfARefusedConfirmation(t *testing.T) {
 	inWorldOf(t, auto, func(w *world) {
-		pool, _ := w.leftOne()
+		former, _ := w.leftOne()
+		w.works(w.manager.RemovePool(w.Context(), former))
+		pool := w.networkOf()
 		w.written()
+		last := w.seen
 		w.server.takes(addr("192.0.2.10"))
 		w.acquire(pool, ep(2, "web"))
 		w.happens(
 			"1m0s nak | 192.0.2.10 | web"+server+" | DHCP server refused (NAK)",
 			"1m0s granted | 192.0.2.11 | web"+server+" | "+w.until(time.Hour+time.Minute))
+		events, err := w.manager.Events(last)
+		w.works(err)
+		for _, e := range events {
+			if e.Pool != pool {
+				t.Errorf("event of pool %q, want %q", e.Pool, pool)
+			}
+		}
 	})
 }
 
@@ -511,6 +525,44 @@ func TestRefusedChangeIsNoEvent(t *testing.T) {
 		w.happens("30m0s renewed | 192.0.2.10 | web" + server + " | " + w.until(90*time.Minute))
 		w.store.before.set(nil)
 		time.Sleep(30 * time.Minute)
+	})
+}
+
+// Each event ends the wait for it when it can be listed: at once, or when a disk
+// that took none takes it.
+func TestEventsAwaited(t *testing.T) {
+	inWorld(t, func(w *world) {
+		pool := w.pool()
+		another := w.manager.EventsAwaited()
+		is := func(ended bool) {
+			t.Helper()
+			synctest.Wait()
+			select {
+			case <-another:
+				if !ended {
+					t.Error("the wait has ended")
+				}
+				another = w.manager.EventsAwaited()
+			default:
+				if ended {
+					t.Error("the wait goes on")
+				}
+			}
+		}
+		is(false)
+		w.acquire(pool, ep(1, "web"))
+		is(true)
+		is(false)
+		w.store.before.set(failing("PutEvent"))
+		w.refused(pool, wants(2, "db", "192.0.2.10"), "in use")
+		is(true)
+		time.Sleep(time.Minute)
+		is(false)
+		w.store.before.set(nil)
+		time.Sleep(10 * time.Second)
+		is(true)
+		time.Sleep(time.Minute)
+		is(false)
 	})
 }
 

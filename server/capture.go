@@ -22,11 +22,8 @@ func (o operator) capture(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusBadRequest, failure{Err: "capture: " + err.Error()})
 		return
 	}
-	ctx, end := streaming(r)
+	ctx, conn, end := streaming(w, r)
 	defer end()
-	conn := http.NewResponseController(w)
-	// One who has stopped reading mustn't hold up the daemon's end.
-	defer context.AfterFunc(ctx, func() { _ = conn.SetWriteDeadline(time.Now().Add(pausedTime)) })()
 	if length >= 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, length)

@@ -152,14 +152,9 @@ func (q EventQuery) remembered(selection func([]lease.Event) []lease.Event) func
 	}
 }
 
-const (
-	// pausedTime is how long a reader who has paused may hold up the daemon's
-	// stop.
-	pausedTime = time.Second
-	// followPace is how long an event waits for others on its way to those who
-	// follow, each of whom has them written to the database.
-	followPace = 100 * time.Millisecond
-)
+// followPace is how long an event waits for others on its way to those who follow,
+// each of whom has them written to the database.
+const followPace = 100 * time.Millisecond
 
 // events writes a JSON object a line, at once.
 func (o operator) events(w http.ResponseWriter, r *http.Request) {
@@ -168,11 +163,8 @@ func (o operator) events(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusBadRequest, failure{Err: "events: " + err.Error()})
 		return
 	}
-	ctx, cancel := streaming(r)
-	defer cancel()
-	conn := http.NewResponseController(w)
-	defer context.AfterFunc(ctx, func() { _ = conn.SetWriteDeadline(time.Now().Add(pausedTime)) })()
-
+	ctx, conn, end := streaming(w, r)
+	defer end()
 	awaited := o.Manager.EventsAwaited()
 	events, err := o.eventsAfter(q.After)
 	if err != nil {

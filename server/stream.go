@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"time"
 )
 
 // stopping is the key under which a request's context has the one that ends when
@@ -18,14 +19,18 @@ func baseContext(ctx context.Context) func(net.Listener) context.Context {
 	}
 }
 
-// streaming is the context of an answer without an end of its own: it ends when
-// its reader has gone, or the daemon stops.
-func streaming(r *http.Request) (context.Context, context.CancelFunc) {
+// pausedTime is how long a reader who has paused may hold up the daemon's stop.
+const pausedTime = time.Second
+
+// streaming is for an answer without an end of its own: its context ends when its
+// reader has gone, or the daemon stops. Call end when all is written.
+func streaming(w http.ResponseWriter, r *http.Request) (ctx context.Context, conn *http.ResponseController, end func()) {
 	ctx, cancel := context.WithCancel(r.Context())
-	serving, ok := ctx.Value(stopping{}).(context.Context)
-	if !ok {
-		return ctx, cancel
+	conn = http.NewResponseController(w)
+	paused := context.AfterFunc(ctx, func() { _ = conn.SetWriteDeadline(time.Now().Add(pausedTime)) })
+	stopped := func() bool { return true }
+	if serving, ok := ctx.Value(stopping{}).(context.Context); ok {
+		stopped = context.AfterFunc(serving, cancel)
 	}
-	stop := context.AfterFunc(serving, cancel)
-	return ctx, func() { stop(); cancel() }
+	return ctx, conn, func() { paused(); stopped(); cancel() }
 }
