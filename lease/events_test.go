@@ -554,7 +554,7 @@ func TestEventsAwaited(t *testing.T) {
 		is(true)
 		is(false)
 		w.store.before.set(failing("PutEvent"))
-		w.refused(pool, wants(2, "db", "192.0.2.10"), "in use")
+		w.refused(pool, wants(2, "db", "192.0.2.10"), "leased to")
 		is(true)
 		time.Sleep(time.Minute)
 		is(false)

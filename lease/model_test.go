@@ -468,6 +468,18 @@ func (m *model) check() {
 			m.Errorf("in memory %v of %v, stored %v", h.Addr(), h.MAC, l.Prefix)
 		}
 	}
+	// Nothing is stored without the event that made it a lease, whatever crashed.
+	made := map[lease.MAC]netip.Addr{}
+	for _, e := range m.store.events {
+		if e.Kind == lease.EventGranted || e.Kind == lease.EventReconciled {
+			made[e.MAC] = e.Address
+		}
+	}
+	for key, l := range m.store.leases {
+		if made[key.MAC] != l.Addr() {
+			m.Errorf("%v of %v is stored, the last event made it %v", l.Addr(), key.MAC, made[key.MAC])
+		}
+	}
 	if len(m.store.leases) != len(byMAC) {
 		m.Errorf("%d leases in memory, %d stored", len(byMAC), len(m.store.leases))
 	}
