@@ -249,7 +249,7 @@ func (d *daemon) alive(ctx context.Context) error { return d.manager.Alive(ctx) 
 
 // readiness reports whether an address request can be expected to succeed.
 func (d *daemon) readiness(ctx context.Context) error {
-	if err := d.db.Alive(ctx); err != nil {
+	if err := d.db.Ready(ctx); err != nil {
 		return err
 	}
 	return d.client.Ready(d.silence)

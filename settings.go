@@ -64,6 +64,9 @@ type keyed[T any, C any, V cli.ValueCreator[T, C]] struct {
 	// isTyped: its value is from the command line. The values of its sources
 	// don't come through Set.
 	isTyped bool
+	// isWrong: what its source has can't be read. That is for commands that need
+	// the setting, see readSettings.
+	isWrong bool
 }
 
 // ofKey makes a flag the one of a key.
@@ -74,8 +77,26 @@ func ofKey[T any, C any, V cli.ValueCreator[T, C]](file *conf.File, key string, 
 
 // Set takes a value from the command line (cli.Flag).
 func (f *keyed[T, C, V]) Set(name, value string) error {
-	f.isTyped = true
+	f.isTyped, f.isWrong = true, false
 	return f.FlagBase.Set(name, value)
+}
+
+// PostParse takes a value from the sources, where none is from the command line
+// (cli.Flag).
+func (f *keyed[T, C, V]) PostParse() error {
+	f.isWrong = f.FlagBase.PostParse() != nil
+	return nil
+}
+
+// wrong is what the setting should be, "" where it is.
+func (f *keyed[T, C, V]) wrong() (want string) {
+	if !f.isWrong {
+		return ""
+	}
+	if _, isTime := f.Get().(time.Duration); isTime {
+		return "a time such as 30s"
+	}
+	return "true or false"
 }
 
 // typed reports whether the flag was.
@@ -84,7 +105,10 @@ func (f *keyed[T, C, V]) typed() bool { return f.isTyped }
 // setting is the flag's value, and where it came from.
 func (f *keyed[T, C, V]) setting() server.Setting {
 	s := server.Setting{Key: f.key, Value: fmt.Sprint(f.Get()), Source: "default"}
-	_, source, found := f.Sources.LookupWithSource()
+	text, source, found := f.Sources.LookupWithSource()
+	if f.isWrong {
+		s.Value = text
+	}
 	switch {
 	case f.isTyped:
 		s.Source = "flag --" + f.Name
@@ -98,6 +122,7 @@ func (f *keyed[T, C, V]) setting() server.Setting {
 type settingFlag interface {
 	cli.Flag
 	typed() bool
+	wrong() (want string)
 	setting() server.Setting
 }
 
@@ -199,6 +224,11 @@ func readSettings(cmd *cli.Command, file *conf.File) (settings, error) {
 	wrong := func(key, want string) error {
 		text := textOf(s.texts, key)
 		return fmt.Errorf("configuration: %s: %s=%q: want %s", text.Source, key, text.Value, want)
+	}
+	for _, f := range settingFlags(cmd.Root()) {
+		if want := f.wrong(); want != "" {
+			return settings{}, wrong(f.setting().Key, want)
+		}
 	}
 	var err error
 	s.global, err = globalOptions(cmd, optionTexts(cmd))

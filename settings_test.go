@@ -13,6 +13,35 @@ import (
 	"github.com/talkingdata/oam-docker-ipam/server"
 )
 
+// A value that can't be read stops what needs it, with its place, and nothing
+// else; the command line outranks it.
+func TestWrongValue(t *testing.T) {
+	cleanEnv(t)
+	for text, want := range map[string]string{
+		"DHCP_TIMEOUT=abc": `DHCP_TIMEOUT="abc": want a time such as 30s`,
+		"IPAM_DEBUG=maybe": `IPAM_DEBUG="maybe": want true or false`,
+	} {
+		file := configFile(t, "DHCP_SERVER=192.0.2.1\n"+text+"\n")
+		want = "oam-docker-ipam: configuration: " + file + ":2: " + want + "\n"
+		for _, command := range []string{"config", "server"} {
+			if got := program("--config", file, command); got.status != 1 || got.stderr != want {
+				t.Errorf("%s: %+v, want %q", command, got, want)
+			}
+		}
+		if got := program("--config", file, "version"); got.status != 0 {
+			t.Errorf("version: %+v", got)
+		}
+		for _, args := range [][]string{
+			{"--config", file, "--dhcp-timeout", "3s", "--debug", "config", "--check"},
+			{"--config", file, "config", "--dhcp-timeout", "3s", "--debug", "--check"},
+		} {
+			if got := program(args...); got.status != 0 || got.stderr != "" {
+				t.Errorf("%q: %+v", args, got)
+			}
+		}
+	}
+}
+
 // Every setting is listed, once, with its value and where that came from.
 func TestConfig(t *testing.T) {
 	cleanEnv(t)

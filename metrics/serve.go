@@ -83,9 +83,10 @@ const (
 	listenPace = 10 * time.Second
 	// maxCallers bounds the connections: more of them wait, with the kernel.
 	maxCallers = 100
-	// What a caller may take for his request and to read the answer, and how long
-	// his connection may wait for the next request.
-	readTime, writeTime, idleTime = 10 * time.Second, 30 * time.Second, 3 * time.Minute
+	// What a caller may take for his request and, the time to find the answer
+	// included, to read that, which keeps others from scraping; and how long his
+	// connection may wait for the next request.
+	readTime, writeTime, idleTime = 10 * time.Second, answerTime + 5*time.Second, 3 * time.Minute
 	// maxHeader is above what any Prometheus sends.
 	maxHeader = 16 << 10
 	// stopTime is how long answers in hand have when ctx has ended.
@@ -166,7 +167,8 @@ func (a Addr) listen(ctx context.Context) (net.Listener, error) {
 
 func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	// A plain file refuses connections too, and isn't ours to remove.
-	if info, err := os.Lstat(path); err == nil && info.Mode().Type() != fs.ModeSocket {
+	info, missing := os.Lstat(path)
+	if missing == nil && info.Mode().Type() != fs.ModeSocket {
 		return nil, fmt.Errorf("listen on %s: this is no socket but something else: remove it, or give the daemon another METRICS_ADDR and restart it", path)
 	}
 	// To a socket of another type the kernel tells whether anybody has this one,
@@ -178,9 +180,11 @@ func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	switch {
 	case err == nil, errors.Is(err, unix.EPROTOTYPE):
 		return nil, fmt.Errorf("listen on %s: another process serves this socket (ss -xlp src %s shows it): stop it, or give the daemon another METRICS_ADDR and restart it", path, path)
+	case missing == nil && errors.Is(err, unix.EACCES):
+		return nil, fmt.Errorf("listen on %s: this is another user's socket: as root see who serves it (ss -xlp src %s) and stop that or remove it, or give the daemon another METRICS_ADDR and restart it", path, path)
 	case errors.Is(err, unix.ECONNREFUSED):
 		if err := os.Remove(path); err != nil {
-			return nil, fmt.Errorf("remove stale socket: %w", err)
+			return nil, fmt.Errorf("remove stale socket: %w: remove it as root, or give the daemon another METRICS_ADDR and restart it", err)
 		}
 	}
 	l, err := new(net.ListenConfig).Listen(ctx, "unix", path)

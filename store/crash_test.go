@@ -316,6 +316,10 @@ func TestFullDisk(t *testing.T) {
 			t.Error("it was stored on a full disk")
 		}
 	}
+	if err := db.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "no space left") || !strings.Contains(err.Error(), folder) {
+		t.Errorf("ready on a full disk: %v", err)
+	}
+	works(t, db.Alive(t.Context()))
 	check := func(want int) {
 		t.Helper()
 		sound(t, db)
@@ -327,6 +331,7 @@ func TestFullDisk(t *testing.T) {
 
 	works(t, os.Remove(filler))
 	works(t, db.Commit(putLease(full("a", stored+2))))
+	works(t, db.Ready(t.Context()))
 	check(stored + 1)
 	works(t, db.Close())
 	db, err = Open(folder)

@@ -6,9 +6,9 @@ import (
 )
 
 // Observe has a function called after each commit, before its callers go on:
-// how long it took, for how many changes, and its error or nil. Call it before
-// the first commit.
-func (db *DB) Observe(committed func(took time.Duration, changes int, err error)) {
+// how long it took, how many changes it stored, and its error or nil. Call it
+// before the first commit.
+func (db *DB) Observe(committed func(took time.Duration, stored int, err error)) {
 	db.committed = committed
 }
 

@@ -80,6 +80,8 @@ type DB struct {
 	writer sync.Mutex
 	// running is the commit that is on its way to the disk, nil while none is.
 	running atomic.Pointer[run]
+	// failed is why the last commit failed, nil when it did not.
+	failed atomic.Pointer[error]
 	// mu guards queue: the changes that no commit has taken up yet.
 	mu    sync.Mutex
 	queue []*change
@@ -276,6 +278,18 @@ func (db *DB) Alive(ctx context.Context) error {
 	}
 }
 
+// Ready returns nil if a change can be expected to be stored: none hangs until
+// ctx ends, and the last one didn't fail. It writes nothing.
+func (db *DB) Ready(ctx context.Context) error {
+	if err := db.Alive(ctx); err != nil {
+		return err
+	}
+	if err := db.failed.Load(); err != nil {
+		return fmt.Errorf("write to database %s: the last change was not stored: %w", db.bolt.Path(), *err)
+	}
+	return nil
+}
+
 // Commit implements lease.Store. It returns when the change is on disk. Whoever
 // gets to write commits whatever has queued while the commit before was on its
 // way, so callers at the same time share an fsync, and a lone one waits for
@@ -310,13 +324,21 @@ func (db *DB) commit(batch []*change) {
 	// Stays when one of the changes panics, which fails all of them.
 	err := errors.New("cut short")
 	defer func() {
-		db.committed(time.Since(began), len(batch), err)
+		stored := 0
 		for _, c := range batch {
 			c.done = true
 			if err != nil {
 				c.err = fmt.Errorf("commit: %w", err)
 			}
+			if c.err == nil {
+				stored++
+			}
 		}
+		db.failed.Store(nil)
+		if err != nil {
+			db.failed.Store(&err)
+		}
+		db.committed(time.Since(began), stored, err)
 	}()
 	err = db.bolt.Update(func(tx *bolt.Tx) error {
 		for _, c := range batch {
