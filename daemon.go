@@ -282,16 +282,17 @@ func (d *daemon) capture(ctx context.Context, w io.Writer, what server.Capture) 
 const (
 	// statusEvery is how often the status line is made anew.
 	statusEvery = 10 * time.Second
-	// openEvery is how often links are opened that couldn't be before, as where the
-	// host's address came late: the daemon is ready again without a request.
-	openEvery = time.Minute
+	// reviveEvery is how often a daemon that isn't ready tries what was wrong, so
+	// that it is ready again without a request; reviveTime is how long servers
+	// have for their answers then.
+	reviveEvery, reviveTime = time.Minute, 4 * time.Second
 )
 
 // attend keeps the status line true and reloads at a SIGHUP, until ctx ends.
 func (d *daemon) attend(ctx context.Context) {
-	tick, open := time.NewTicker(statusEvery), time.NewTicker(openEvery)
+	tick, again := time.NewTicker(statusEvery), time.NewTicker(reviveEvery)
 	defer tick.Stop()
-	defer open.Stop()
+	defer again.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -299,9 +300,9 @@ func (d *daemon) attend(ctx context.Context) {
 			return
 		case <-tick.C:
 			d.notifier.Status(d.status())
-		case <-open.C:
-			if err := d.client.Open(); err != nil {
-				d.log.Warn("link not opened yet", "error", err)
+		case <-again.C:
+			if d.client.Ready(d.silence) != nil {
+				d.revive(ctx)
 			}
 		case <-d.hangup:
 			d.notifier.Reloading()
@@ -309,6 +310,17 @@ func (d *daemon) attend(ctx context.Context) {
 			d.notifier.Ready(d.status())
 		}
 	}
+}
+
+// revive opens links that couldn't be opened, as where the host's address came
+// late, and asks servers that are silent.
+func (d *daemon) revive(ctx context.Context) {
+	if err := d.client.Open(); err != nil {
+		d.log.Warn("link not opened yet", "error", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, reviveTime)
+	defer cancel()
+	d.client.AskSilent(ctx)
 }
 
 // reload reads the settings again and brings into force what can be while the

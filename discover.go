@@ -49,7 +49,7 @@ func discover(ctx context.Context, cmd *cli.Command, stdout, stderr io.Writer) (
 		return fmt.Errorf("--mac: %w", err)
 	}
 
-	client := dhcp.NewObserver(global, newLogger(stderr, logText, level(cmd.Bool("debug"), slog.LevelWarn)))
+	client := dhcp.NewProber(global, newLogger(stderr, logText, level(cmd.Bool("debug"), slog.LevelWarn)))
 	defer func() { err = errors.Join(err, client.Close()) }()
 	probe, cancel := context.WithTimeout(ctx, lease.ProbeTime)
 	defer cancel()

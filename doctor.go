@@ -30,10 +30,15 @@ func doctorCommand(file *conf.File, stdout io.Writer) *cli.Command {
 // siteOf is what a start of the daemon would have. Settings that can't be used
 // are a finding, no error.
 func siteOf(cmd *cli.Command, file *conf.File) doctor.Site {
-	s, err := readSettings(cmd, file)
+	_, err := readSettings(cmd, file)
+	all := inForce(cmd)
+	global, globalErr := optionsOf(all)
+	if file.Err() != nil {
+		globalErr = file.Err() // nothing is known of what it says
+	}
 	paths := settings{driver: cmd.String("driver-name"), socket: socket(cmd)}
 	site := doctor.Site{
-		Version: version, Wrong: err, Settings: inForce(cmd), Global: s.global,
+		Version: version, Wrong: err, Settings: all, Global: global, GlobalErr: globalErr,
 		Driver: paths.driver, Socket: paths.socket, SocketOf: paths.socketOf, DataDir: cmd.String("data-dir"), Docker: cmd.String("docker"),
 		Reloadable: reloadable, Options: optionsOf,
 	}

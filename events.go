@@ -23,13 +23,13 @@ import (
 func eventsCommand(file *conf.File, stdout, stderr io.Writer) *cli.Command {
 	return &cli.Command{
 		Name: "events", Usage: "print what happened, or to whom; exit status 1: nothing did",
-		Description: fmt.Sprintf("The daemon remembers the last %d renewals and the last %d other events.", lease.MaxEvents, lease.MaxEvents),
+		Description: fmt.Sprintf("The daemon remembers the last %d of what comes with ordinary traffic (granted, failed, renewed, left, released), and the last %d of everything else.", lease.MaxEvents, lease.MaxEvents),
 		ArgsUsage:   "[CONTAINER|ADDRESS|MAC]",
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "follow", Aliases: []string{"f"}, Usage: "go on with what happens, until Ctrl-C"},
 			&cli.StringFlag{Name: "since", Usage: "`TIME` from which on, such as 15:04 or \"2006-01-02 15:04\"; or how long ago, such as 10m, 2h or 3d"},
 			&cli.StringSliceFlag{Name: "event", Usage: "`KIND` that is wanted, such as lost; may be repeated"},
-			&cli.UintFlag{Name: "limit", Usage: "`NUMBER` of those remembered that are printed at most, the last ones; 0 for all"},
+			&cli.IntFlag{Name: "limit", Usage: "`NUMBER` of those remembered that are printed at most, the last ones; 0 for all"},
 			&cli.BoolFlag{Name: "json", Usage: "print a JSON object a line"},
 		},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
@@ -65,7 +65,7 @@ func events(ctx context.Context, socket string, q server.EventQuery, show func(l
 		found = true
 	}
 	if !found {
-		return fmt.Errorf("events: nothing found among the last %d renewals and the last %d other events", lease.MaxEvents, lease.MaxEvents)
+		return errors.New("events: nothing found among those that the daemon remembers")
 	}
 	return nil
 }
@@ -74,7 +74,10 @@ func eventQuery(cmd *cli.Command, now time.Time) (q server.EventQuery, err error
 	if cmd.Args().Len() > 1 {
 		return q, errors.New("events: want one container's name or ID, address or MAC address at most")
 	}
-	q = server.EventQuery{Key: cmd.Args().First(), Limit: int(cmd.Uint("limit")), Follow: cmd.Bool("follow")}
+	q = server.EventQuery{Key: cmd.Args().First(), Limit: cmd.Int("limit"), Follow: cmd.Bool("follow")}
+	if q.Limit < 0 {
+		return q, fmt.Errorf("events: --limit %d: want a number of events, or 0 for all", q.Limit)
+	}
 	if text := cmd.String("since"); text != "" {
 		if q.Since, err = parseSince(text, now); err != nil {
 			return q, err
@@ -96,7 +99,7 @@ func parseSince(text string, now time.Time) (time.Time, error) {
 	if ago, err := parseAgo(text); err == nil && ago >= 0 {
 		return now.Add(-ago), nil
 	}
-	for _, form := range []string{time.RFC3339, time.DateTime, "2006-01-02 15:04", time.DateOnly} {
+	for _, form := range []string{time.RFC3339, time.DateTime, "2006-01-02T15:04:05", "2006-01-02 15:04", time.DateOnly} {
 		if at, err := time.ParseInLocation(form, text, now.Location()); err == nil {
 			return at, nil
 		}

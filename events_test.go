@@ -88,7 +88,7 @@ func TestEventsOutput(t *testing.T) {
 	} {
 		got := events(c.args...)
 		if c.want == nil {
-			got.expect(t, 1, "nothing found", "10000 renewals")
+			got.expect(t, 1, "nothing found", "nothing found")
 			continue
 		}
 		var want string

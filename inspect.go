@@ -17,6 +17,7 @@ func inspectCommand(file *conf.File, stdout io.Writer) *cli.Command {
 		ArgsUsage: "CONTAINER|ADDRESS|MAC",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "pool", Usage: "`ID` or subnet of the pool, where several have such a lease"},
+			alwaysJSON(),
 		},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			if cmd.Args().Len() != 1 {
@@ -34,9 +35,15 @@ func inspectCommand(file *conf.File, stdout io.Writer) *cli.Command {
 	}
 }
 
+// alwaysJSON is for those who type it everywhere.
+func alwaysJSON() cli.Flag {
+	return &cli.BoolFlag{Name: "json", Usage: "print JSON, as without it"}
+}
+
 func inspectAllCommand(file *conf.File, stdout io.Writer) *cli.Command {
 	return &cli.Command{
 		Name: "inspect-all", Usage: "print what inspect does of all leases, as a JSON list sorted by address",
+		Flags: []cli.Flag{alwaysJSON()},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			if err := file.Err(); err != nil {
 				return err

@@ -25,7 +25,7 @@ func leasesCommand(file *conf.File, stdout io.Writer) *cli.Command {
 			&cli.StringSliceFlag{Name: "state", Usage: "those in a `STATE`: " + strings.Join(server.LeaseStates, ", ") + "; may be given several times"},
 			&cli.StringFlag{Name: "name", Usage: "those of a container's `NAME`, or of a pattern such as 'web*'"},
 			&cli.StringFlag{Name: "mac", Usage: "those of a `MAC` address"},
-			&cli.StringFlag{Name: "sort", Usage: "by `COLUMN`: address, name, state (the worst first), mac or expires (the next first)"},
+			&cli.StringFlag{Name: "sort", Usage: "by `COLUMN`: address, name, state (the worst first), mac or expires (the next first); by address unless it says otherwise, and by state with --watch"},
 			&cli.BoolFlag{Name: "watch", Usage: "show them anew every second, until Ctrl-C"},
 			&cli.BoolFlag{Name: "json", Usage: "print JSON instead of a table"},
 		},
@@ -33,7 +33,12 @@ func leasesCommand(file *conf.File, stdout io.Writer) *cli.Command {
 			if err := file.Err(); err != nil {
 				return err
 			}
-			wanted, err := selection(cmd)
+			byDefault := ""
+			if cmd.Bool("watch") {
+				// What is wrong, of more than fit onto a screen.
+				byDefault = "state"
+			}
+			wanted, err := selection(cmd, byDefault)
 			if err != nil {
 				return err
 			}
@@ -63,12 +68,16 @@ func leasesCommand(file *conf.File, stdout io.Writer) *cli.Command {
 	}
 }
 
-// selection is which leases a command line wants.
-func selection(cmd *cli.Command) (server.Selection, error) {
+// selection is which leases a command line wants, and in which order unless it
+// says that, "" for the usual one.
+func selection(cmd *cli.Command, order string) (server.Selection, error) {
 	if cmd.Args().Len() > 1 {
 		return server.Selection{}, fmt.Errorf("leases: want one address at most, not %q: see oam-docker-ipam --help", cmd.Args().Slice())
 	}
 	values := url.Values{}
+	if order != "" {
+		values.Set("sort", order)
+	}
 	if cmd.Args().Present() {
 		values.Set("address", cmd.Args().First())
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -44,12 +45,16 @@ func poolsCommand(file *conf.File, stdout io.Writer) *cli.Command {
 	}
 }
 
-// printPools prints a line for each server of each pool, and below these the
-// pools' last refusals.
+// printPools prints a line for each server of each pool, and below these
+// what else is to be told of the pools.
 func printPools(w io.Writer, pools []server.Pool, now time.Time) error {
 	since := func(t time.Time) string { return max(0, now.Sub(t).Round(time.Second)).String() }
+	networks := map[netip.Prefix]int{} // of a subnet
+	for _, p := range pools {
+		networks[p.Subnet]++
+	}
 	var rows []tableRow
-	var refusals []line
+	var notes []line
 	for _, p := range pools {
 		first := []string{p.Subnet.String(), "", mode(p), counted(p.Leases), fmt.Sprint(p.Refused)}
 		if p.Gateway != nil {
@@ -80,16 +85,27 @@ func printPools(w io.Writer, pools []server.Pool, now time.Time) error {
 			r.cells = append(r.cells, from, answered, took, unanswered)
 			rows = append(rows, r)
 		}
+		if networks[p.Subnet] > 1 {
+			notes = append(notes, line{text: printable(fmt.Sprintf("%s, with %d leases, has the ID %s", p.Subnet, total(p.Leases), p.ID))})
+		}
 		if p.LastRefusal != nil {
 			text := fmt.Sprintf("%s refused a request %s ago: %s", p.Subnet, since(p.LastRefusal.At), p.LastRefusal.Detail)
-			refusals = append(refusals, line{text: printable(text)})
+			notes = append(notes, line{text: printable(text)})
 		}
 	}
 	lines := tabulate([]string{"SUBNET", "GATEWAY", "MODE", "LEASES", "REFUSED", "SERVER", "ANSWERED", "TOOK", "UNANSWERED"}, rows)
-	if len(refusals) > 0 {
-		lines = append(append(lines, line{}), refusals...)
+	if len(notes) > 0 {
+		lines = append(append(lines, line{}), notes...)
 	}
 	return printLines(w, lines)
+}
+
+// total is how many leases there are in all states.
+func total(leases map[string]int) (n int) {
+	for _, count := range leases {
+		n += count
+	}
+	return n
 }
 
 // mode is how and, where a setting says so, from where a pool's servers are

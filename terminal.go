@@ -59,7 +59,8 @@ type tableRow struct {
 	colour colour
 }
 
-// tabulate aligns the columns of a table. Cells may have any text.
+// tabulate aligns the columns of a table. Cells may have any text, of which as much
+// is shown as maxCell.
 func tabulate(header []string, rows []tableRow) []line {
 	rows = append([]tableRow{{cells: header}}, rows...)
 	var text strings.Builder
@@ -67,7 +68,7 @@ func tabulate(header []string, rows []tableRow) []line {
 	for _, r := range rows {
 		cells := make([]string, len(r.cells))
 		for i, cell := range r.cells {
-			cells[i] = printable(cell)
+			cells[i] = shortened(printable(cell))
 		}
 		fmt.Fprintln(t, strings.Join(cells, "\t"))
 	}
@@ -77,6 +78,17 @@ func tabulate(header []string, rows []tableRow) []line {
 		lines[i] = line{strings.TrimRight(text, " "), rows[i].colour}
 	}
 	return lines
+}
+
+// maxCell is how wide a column can become: one long name mustn't push the others
+// off the screen.
+const maxCell = 64
+
+func shortened(cell string) string {
+	if runes := []rune(cell); len(runes) > maxCell {
+		return string(runes[:maxCell-1]) + "…"
+	}
+	return cell
 }
 
 // printLines writes lines, with their colours to a terminal.

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/krolaw/dhcp4"
@@ -267,6 +269,31 @@ func TestBroadcastByRelayAgent(t *testing.T) {
 		}
 		if n := c.Drops().Counts()[errRelay.Error()]; n != 0 {
 			t.Errorf("%d dropped", n)
+		}
+	})
+}
+
+// What other hosts of the LAN are answered is none of ours, and nothing is wrong
+// with it: an ACK to DHCPINFORM has no lease time.
+func TestBroadcastOfOthers(t *testing.T) {
+	bubble(t, func(t *testing.T, l *lan) {
+		l.attach(newDHCPD(server1))
+		c := l.broadcaster()
+		if _, err := c.Acquire(within(t, usual), want(home, mac1)); err != nil {
+			t.Fatal(err)
+		}
+		mine := l.log()[1].packet
+		others, neighbours := mine, mine
+		others.xid++
+		neighbours.chaddr[5]++
+		for _, to := range []packet{mine, others, neighbours} {
+			b := answer{to: to, options: []option{opt(53, ack), addrOpt(54, "10.10.0.1")}}.bytes()
+			l.conn(lanPlace).receive(datagram{data: b, from: server1, mac: stationOf(server1)})
+		}
+		l.conn(lanPlace).receive(datagram{data: []byte{2, 1, 6}, from: server1, mac: stationOf(server1)})
+		synctest.Wait()
+		if got, want := c.Drops().Counts(), map[string]uint64{errAddress.Error(): 1, errForeign.Error(): 3}; !maps.Equal(got, want) {
+			t.Errorf("dropped %v, want %v", got, want)
 		}
 	})
 }

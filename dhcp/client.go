@@ -66,10 +66,10 @@ func NewClient(global lease.Options, log *slog.Logger) *Client {
 	return c
 }
 
-// NewObserver makes a client for probes beside whatever has the ports, a
+// NewProber makes a client for probes beside whatever has the ports, a
 // running daemon included: it binds no port, takes no lock and needs
 // CAP_NET_RAW. Only Probe, ProbeAs, CheckInterface and Close may be called.
-func NewObserver(global lease.Options, log *slog.Logger) *Client {
+func NewProber(global lease.Options, log *slog.Logger) *Client {
 	c := NewClient(global, log)
 	c.openRelay = openBeside
 	return c
@@ -91,7 +91,10 @@ func (c *Client) Configure(global lease.Options) error {
 	if err := c.openAhead(global); err != nil {
 		return err
 	}
-	c.global.Store(&global)
+	former := c.global.Swap(&global)
+	if former.Relay != global.Relay || former.RelayPort != global.RelayPort {
+		c.servers.moved()
+	}
 	return nil
 }
 
@@ -269,11 +272,10 @@ func (x *exchange) send(m message, paths ...path) {
 			x.servers.ask(x.asked, m.kind, p)
 		}
 		err := p.link.send(m, p)
-		switch {
-		case farewell:
+		if farewell {
 			x.servers.farewell(m.kind, p, began, err)
-		case err != nil:
-			x.servers.unsent(x.asked, p)
+		} else {
+			x.servers.sent(x.asked, p, err)
 		}
 		if err != nil {
 			x.failed = err
@@ -557,7 +559,7 @@ func (c *Client) resume(kind dhcp4.MessageType, pool lease.Pool, l lease.Lease) 
 		p, err = c.path(pool.Options, l.Via)
 	}
 	if err != nil {
-		c.servers.report(kind, c.servers.known(pool.Options.Interface, l.Via.Addr()), OutcomeFailed, 0)
+		c.servers.report(kind, l.Via.Addr(), OutcomeFailed, 0)
 		return nil, err
 	}
 	return c.begin(about(pool, l), []path{p}), nil

@@ -293,8 +293,12 @@ func (l *Link) receive(b []byte, from net.Addr) error {
 		r.owner, ours = l.whose(r.key)
 	}
 	if l.broadcast() && !ours {
-		// The whole LAN's answers would leave no room for ours.
-		return l.deliver(b, from)
+		// The whole LAN's answers would leave no room for ours, and what is wrong
+		// with them is nothing to count.
+		if l.deliver(b, from) != nil {
+			return errForeign
+		}
+		return nil
 	}
 	switch from := from.(type) {
 	case *net.UDPAddr:
@@ -407,11 +411,14 @@ func (l *Link) send(m message, p path) error {
 		return nil
 	case l.broadcast():
 		return fmt.Errorf("send on %s: %w", l.place, err)
+	case errors.Is(err, syscall.EPERM):
+		return fmt.Errorf("send to DHCP server %s from %s: %w: a firewall on this host drops it: let UDP from %s to %s pass in OUTPUT", p.to, l.place, err, l.relay, p.to)
 	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EINVAL):
 		// So the kernel says it when the address is gone since it was bound.
 		if !slices.Contains(hostAddrs(), l.giaddr().String()) {
 			return explainBind(l.relay, syscall.EADDRNOTAVAIL)
 		}
+		return fmt.Errorf("send to DHCP server %s from %s: %w: this host has no route to it from there: add one, or correct LISTEN_ADDR or listen_addr", p.to, l.place, err)
 	}
 	return fmt.Errorf("send to DHCP server %s from %s: %w", p.to, l.place, err)
 }

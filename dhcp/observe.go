@@ -1,8 +1,10 @@
 package dhcp
 
 import (
+	"context"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/krolaw/dhcp4"
@@ -25,9 +27,10 @@ type Observer interface {
 	// is no server's fault.
 	//
 	// Server is the address by which it is asked as a relay agent, or on a LAN
-	// its identifier. It is zero for all on a LAN, where no way to a server was
-	// found, and for more than 64 servers, of all that are asked as a relay agent
-	// or on each interface: nobody can make up ever more of them.
+	// its identifier, where anybody can make up ever more of them: whoever
+	// remembers them must have a bound. It is zero for all on a LAN, where no way
+	// to a server was found, and as a relay agent for who answers by none of the
+	// addresses that are asked.
 	Exchanged(message string, server netip.Addr, outcome string, took time.Duration)
 }
 
@@ -69,12 +72,14 @@ func (c *Client) Servers(pool lease.Pool) []lease.ServerStatus {
 // nothing and waits for nobody.
 //
 // One of the links of the global settings must be open, where these name any:
-// networks may have servers of their own. And a server must answer: it is silent
-// once three messages in a row, the first of them longer ago than silence, have
-// no answer. That counts for the servers of the global settings, where these
-// name some, else for all that networks name, and is an error, a *Silence, where
-// at least one is silent and none answers. Where nobody was asked yet, all is
-// well.
+// networks may have servers of their own. And a server must answer: it doesn't
+// where the last message to it could not be sent, or once three messages in a
+// row, the first of them longer ago than silence, have no answer. That counts for
+// the servers of the global settings, where these name some, else for all that
+// networks name, and is an error where at least one is such and none answers: a
+// *Silence, or why nothing could be sent to any. Where nobody was asked yet, or
+// not since the relay address was changed, all is well. That a server is back
+// shows in the next answer: AskSilent asks for one.
 func (c *Client) Ready(silence time.Duration) error {
 	global := *c.global.Load()
 	places, errs := c.placesOf(global)
@@ -84,8 +89,41 @@ func (c *Client) Ready(silence time.Duration) error {
 	if len(errs) > 0 && !slices.Contains(errs, nil) {
 		return errs[0]
 	}
-	if why := c.servers.silence(global, silence); why != nil {
-		return why
+	return c.servers.silence(global, silence)
+}
+
+// AskSilent asks the servers anew that Ready counts as not answering, each from
+// where it was asked last, on a LAN all at once, and waits until they have
+// answered or ctx ends: on an idle host nobody else may ask for long. It probes
+// with DHCPDISCOVER, as Probe does, and takes no lease. Where none is silent, or
+// another one answers, it does nothing. What comes of it shows in Servers and
+// Ready.
+func (c *Client) AskSilent(ctx context.Context) {
+	var asking sync.WaitGroup
+	asked := map[Asked]bool{}
+	for _, one := range c.servers.mute(*c.global.Load(), 0) {
+		to := one.asked
+		if to.Interface != "" {
+			to.Server = netip.AddrPort{}
+		}
+		if !asked[to] {
+			asked[to] = true
+			asking.Go(func() { c.askAgain(ctx, to, one.subnet) })
+		}
 	}
-	return nil
+	asking.Wait()
+}
+
+// askAgain asks as before, until the first offer.
+func (c *Client) askAgain(ctx context.Context, to Asked, subnet netip.Prefix) {
+	link, err := c.link(place{relay: to.Relay, iface: to.Interface})
+	if err != nil {
+		c.servers.report(dhcp4.Discover, to.Server.Addr(), OutcomeFailed, 0)
+		return
+	}
+	who := stranger(lease.Pool{Subnet: subnet, Options: c.inForce(lease.Options{})}, c.probeMAC)
+	x := c.begin(who, []path{{link: link, to: to.Server}})
+	defer x.end()
+	// Its end is with the servers.
+	_, _ = x.discover(ctx, &message{kind: dhcp4.Discover}, func(lease.Offer) error { return nil })
 }

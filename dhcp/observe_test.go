@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -572,42 +573,92 @@ func TestServersOnLAN(t *testing.T) {
 			t.Fatal("no error")
 		}
 		checkStatuses(t, c, home, "invalid IP offers=0 acks=0 naks=0 unanswered=2", "10.10.0.1 offers=1 acks=1 naks=0 unanswered=2")
+		// One of all that is there again, whatever it answers.
+		l.attach(newDHCPD(server1))
+		if _, err := c.Renew(within(t, time.Minute), home, got); err != nil {
+			t.Fatal(err)
+		}
+		checkStatuses(t, c, home, "10.10.0.1 offers=1 acks=2 naks=0 unanswered=0")
 	})
 }
 
-// Somebody on the LAN who calls himself thousands of servers grows nothing.
+// Somebody on the LAN who calls himself thousands of servers grows nothing, and
+// who was heard last has a place.
 func TestServersAreBounded(t *testing.T) {
 	bubble(t, func(t *testing.T, l *lan) {
 		c := l.broadcaster()
-		told := observed(c)
+		server := func(n int) netip.Addr { return netip.AddrFrom4([4]byte{10, 99, byte(n >> 8), byte(n)}) }
+		n := 0
 		l.serve = func(m sent) {
-			if m.kind() != discover {
-				return
-			}
-			for i := range replyQueue / 2 {
-				n := len(l.log()) * replyQueue / 2
-				server := netip.AddrFrom4([4]byte{10, 99, byte((n + i) >> 8), byte(n + i)})
-				l.replyBy(m, time.Duration(i)*time.Millisecond, station{addr: netip.AddrPortFrom(server, 67)}, grant(m.packet, offer, server, leasedAddr))
+			if m.kind() == discover {
+				n++
+				l.replyBy(m, time.Millisecond, station{addr: netip.AddrPortFrom(server(n), 67)}, grant(m.packet, offer, server(n), leasedAddr))
 			}
 		}
-		for range 300 {
-			if _, err := c.Probe(within(t, time.Second), home, mac1); err != nil {
+		for range 3000 {
+			if _, err := c.Probe(within(t, 10*time.Millisecond), home, mac1); err != nil {
 				t.Fatal(err)
 			}
 		}
 		all := c.Servers(home)
-		if len(all) > maxServers+1 || all[0].Server.IsValid() || all[0].Offers < 1000 {
-			t.Errorf("%d servers, the first is %+v", len(all), all[0])
-		}
-		labels := map[string]bool{}
-		for _, text := range told.said {
-			server, _, _ := strings.Cut(strings.TrimPrefix(text, "discover "), " offer")
-			labels[server] = true
-		}
-		if len(labels) > maxServers+1 {
-			t.Errorf("%d servers were told", len(labels))
+		if last := all[len(all)-1]; len(all) > maxServers || n < 3000 || last.Server != server(n) || last.Offers != 1 {
+			t.Errorf("%d servers, the last is %+v", len(all), last)
 		}
 		checkForgotten(t, c)
+	})
+}
+
+// Answers that carry made-up addresses take no place of a server that is asked as
+// a relay agent, and nobody's silence ends by them later; of ever new addresses,
+// those that are asked now have the places.
+func TestServersAreThoseAsked(t *testing.T) {
+	bubble(t, func(t *testing.T, l *lan) {
+		c := l.client(server1, server2)
+		told := observed(c)
+		server := func(n int) netip.Addr { return netip.AddrFrom4([4]byte{10, 99, 0, byte(n)}) }
+		l.serve = func(m sent) {
+			if m.to == server1 {
+				from := server(len(l.log()))
+				l.reply(m, time.Millisecond, netip.AddrPortFrom(from, 67), grant(m.packet, offer, from, leasedAddr))
+			}
+		}
+		refuse := want(home, mac1)
+		refuse.Accept = only(ip("10.10.0.7"))
+		for range 2 * maxServers {
+			if _, err := c.Acquire(within(t, 600*time.Millisecond), refuse); err == nil {
+				t.Fatal("no error")
+			}
+		}
+		told.check(t, slices.Repeat([]string{"discover invalid IP refused"}, len(told.said))...)
+		l.serve = nil
+		if _, err := c.Acquire(within(t, usual), want(home, mac1)); err == nil {
+			t.Fatal("no error")
+		}
+		time.Sleep(readyAfter)
+		checkReady(t, c, "asked 10.10.0.1 from relay address 10.10.0.2, 10.11.0.1 from")
+		if err := c.Configure(asking(netip.IPv4Unspecified())); err != nil {
+			t.Fatal(err)
+		}
+		checkReady(t, c, "asked 10.10.0.1 from relay address 10.10.0.2, 10.11.0.1 from")
+		checkForgotten(t, c)
+
+		pool := home
+		for n := range 2 * maxServers {
+			pool.Options.Servers = []lease.Server{{Host: server(n).String(), Port: 67}}
+			if _, err := c.Probe(within(t, 10*time.Millisecond), pool, mac1); err == nil {
+				t.Fatal("no error")
+			}
+		}
+		var latest []string
+		pool.Options.Servers = nil
+		for n := maxServers; n < 2*maxServers; n++ {
+			latest = append(latest, server(n).String()+" offers=0 acks=0 naks=0 unanswered=1")
+			pool.Options.Servers = append(pool.Options.Servers, lease.Server{Host: server(n).String(), Port: 67})
+		}
+		checkStatuses(t, c, pool, latest...)
+		if n := len(c.servers.by[""]); n != maxServers {
+			t.Errorf("%d servers are remembered", n)
+		}
 	})
 }
 
@@ -774,7 +825,7 @@ func TestReadySilence(t *testing.T) {
 		if err := c.Ready(2*time.Minute + time.Second); err != nil {
 			t.Errorf("not ready before its time: %v", err)
 		}
-		checkReady(t, c, "no DHCP server answered within 2m1s (asked 10.10.0.1 from relay address 10.10.0.2)", "subnet 10.10.0.0/24", "firewall")
+		checkReady(t, c, "no DHCP server answered within 2m1s (asked 10.10.0.1 from relay address 10.10.0.2; 3 messages from 2000-01-01 00:00:00 to 2000-01-01 00:02:00)", "subnet 10.10.0.0/24", "firewall")
 		l.serve = answering
 		takes(home)
 		checkReady(t, c)
@@ -791,7 +842,7 @@ func TestReadySilence(t *testing.T) {
 			t.Fatal(err)
 		}
 		fails(home)
-		checkReady(t, c, "within 30s (asked 10.10.0.1 from relay address 10.10.0.2, 10.12.0.1 from relay address 10.10.0.2)")
+		checkReady(t, c, "within 30s (asked 10.10.0.1 from relay address 10.10.0.2, 10.12.0.1 from relay address 10.10.0.2;")
 		if err := c.Configure(asking(relay1, netip.MustParseAddrPort("10.13.0.1:67"))); err != nil {
 			t.Fatal(err)
 		}
@@ -801,7 +852,7 @@ func TestReadySilence(t *testing.T) {
 		}
 		checkReady(t, c)
 		// With none in the settings, all networks' count.
-		if err := c.Configure(lease.Options{}); err != nil {
+		if err := c.Configure(asking(relay1)); err != nil {
 			t.Fatal(err)
 		}
 		fails(own)
@@ -837,7 +888,7 @@ func TestReadyOnLAN(t *testing.T) {
 		if _, err := c.Acquire(within(t, usual), want(home, mac1)); err == nil {
 			t.Fatal("no error")
 		}
-		checkReady(t, c, "no DHCP server answered within 30s (asked by broadcast on interface eth0)", "LAN")
+		checkReady(t, c, "no DHCP server answered within 30s (asked by broadcast on interface eth0;", " messages from 2000-01-01 01:00:00 to 2000-01-01 01:00:2", "LAN")
 		own := home
 		own.Options.Servers = asking(relay1, server1).Servers
 		l.serve = answering
@@ -858,7 +909,144 @@ func TestReadyOnLAN(t *testing.T) {
 			_, _ = c.Renew(within(t, time.Minute), home, got)
 		}
 		checkReady(t, c, "asked 10.10.0.1 on interface eth0", "Ethernet address")
+		// One question to all is enough for that one, and for all.
+		if _, err := c.Probe(within(t, usual), home, mac1); err == nil {
+			t.Fatal("no error")
+		}
+		checkReady(t, c, "asked by broadcast on interface eth0, 10.10.0.1 on interface eth0")
+		l.serve = answering
+		before := len(l.log())
+		c.AskSilent(within(t, 4*time.Second))
+		checkReady(t, c)
+		if sent := l.log()[before:]; len(sent) != 1 || sent[0].station != toAll {
+			t.Errorf("sent %v", sent)
+		}
 	})
+}
+
+// What can't be sent is told at once, with what to do about it, until something
+// leaves.
+func TestReadyCannotSend(t *testing.T) {
+	for name, c := range map[string]struct {
+		client func(*lan) *Client
+		err    error
+		want   []string
+	}{
+		"firewall":  {func(l *lan) *Client { return l.client(server1) }, syscall.EPERM, []string{"firewall on this host", "let UDP from 10.10.0.2:67 to 10.10.0.1:67 pass"}},
+		"broadcast": {(*lan).broadcaster, syscall.ENETDOWN, []string{"send on interface eth0", "network is down"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, l *lan) {
+				client := c.client(l)
+				if err := client.Open(); err != nil {
+					t.Fatal(err)
+				}
+				fails := func() {
+					t.Helper()
+					l.write = func(netip.AddrPort) error { return c.err }
+					if _, err := client.Probe(within(t, 100*time.Millisecond), home, mac1); !errors.Is(err, c.err) {
+						t.Fatalf("error %v", err)
+					}
+					l.write = nil
+					checkReady(t, client, c.want...)
+				}
+				fails()
+				if got := client.Servers(home); got[0].Unanswered != 0 {
+					t.Errorf("servers %+v", got)
+				}
+				_, _ = client.Probe(within(t, 100*time.Millisecond), home, mac1)
+				checkReady(t, client)
+				fails()
+				l.attach(newDHCPD(server1))
+				client.AskSilent(within(t, 4*time.Second))
+				checkReady(t, client)
+			})
+		})
+	}
+	// Another server is enough, and of one that can't be asked beside one that is
+	// silent both is told.
+	bubble(t, func(t *testing.T, l *lan) {
+		c := l.client(server1, server2)
+		l.attach(newDHCPD(server2))
+		l.write = func(to netip.AddrPort) error {
+			if to == server1 {
+				return syscall.EPERM
+			}
+			return nil
+		}
+		if _, err := c.Acquire(within(t, usual), want(home, mac1)); err != nil {
+			t.Fatal(err)
+		}
+		checkReady(t, c)
+		l.serve = nil
+		if _, err := c.Acquire(within(t, usual), want(home, mac1)); err == nil {
+			t.Fatal("no error")
+		}
+		checkReady(t, c, "asked 10.11.0.1 from relay address 10.10.0.2;", "some messages failed", "firewall on this host")
+		// A corrected relay address is not to be blamed for the former one.
+		if err := c.Configure(asking(relay1, server1, server2)); err != nil {
+			t.Fatal(err)
+		}
+		checkReady(t, c)
+	})
+}
+
+// On an idle host, a server that is back is found by asking anew; until then it
+// is told when it was asked, however long ago that was.
+func TestAskSilent(t *testing.T) {
+	for name, open := range map[string]func(*lan) *Client{
+		"relay":     func(l *lan) *Client { return l.client(server1, server2) },
+		"broadcast": (*lan).broadcaster,
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, l *lan) {
+				client := open(l)
+				if err := client.Open(); err != nil {
+					t.Fatal(err)
+				}
+				client.AskSilent(within(t, 4*time.Second))
+				checkKinds(t, l)
+				if _, err := client.Acquire(within(t, usual), want(away, mac1)); !errors.Is(err, lease.ErrNoAnswer) {
+					t.Fatalf("error %v", err)
+				}
+				time.Sleep(12 * time.Hour)
+				checkReady(t, client, "no DHCP server answered within 30s (asked", " messages from 2000-01-01 00:00:00 to 2000-01-01 00:00:2")
+
+				before, began := client.Servers(away)[0].Unanswered, time.Now()
+				client.AskSilent(within(t, 4*time.Second))
+				if took := time.Since(began); took != 4*time.Second {
+					t.Errorf("waited %s", took)
+				}
+				if got := client.Servers(away)[0].Unanswered; got <= before {
+					t.Errorf("%d unanswered after %d", got, before)
+				}
+				checkReady(t, client, "within 12h0m34s", "to 2000-01-01 12:00:3")
+
+				l.attach(newDHCPD(server1))
+				n, began := len(l.log()), time.Now()
+				client.AskSilent(within(t, 4*time.Second))
+				checkReady(t, client)
+				m := l.log()[n]
+				if m.kind() != discover || m.mac() != client.probeMAC || m.station != toAll {
+					t.Errorf("asked by type %d as %s", m.kind(), m.mac())
+				}
+				if name == "relay" && (!m.has(82) || time.Since(began) != 4*time.Second) {
+					t.Errorf("asked for no subnet, or not all: %s", time.Since(began))
+				}
+				if got := client.Servers(away); !slices.ContainsFunc(got, func(s lease.ServerStatus) bool {
+					return s.Server == server1.Addr() && s.Offers == 1 && s.Unanswered == 0
+				}) {
+					t.Errorf("servers %+v", got)
+				}
+				n = len(l.log())
+				client.AskSilent(within(t, 4*time.Second))
+				if len(l.log()) != n || len(l.log(request)) != 0 {
+					t.Errorf("sent %v", l.kinds())
+				}
+				checkForgotten(t, client)
+			})
+		})
+	}
 }
 
 // All of it at once, for the race detector.

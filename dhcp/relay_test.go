@@ -311,8 +311,8 @@ func TestRealObserver(t *testing.T) {
 	eachServer(t, func(t *testing.T, r real) {
 		l := r.lease(t, mac1, "web")
 		global := lease.Options{Servers: []lease.Server{{Host: server1.Addr().String(), Port: 67}}, Relay: relay1}
-		observer := NewObserver(global, slog.New(slog.DiscardHandler))
-		defer observer.Close()
+		prober := NewProber(global, slog.New(slog.DiscardHandler))
+		defer prober.Close()
 		observe := func() {
 			t.Helper()
 			for _, c := range []struct {
@@ -321,7 +321,7 @@ func TestRealObserver(t *testing.T) {
 			}{{home, home.Subnet}, {away, away.Subnet}, {lease.Pool{}, home.Subnet}} {
 				var offers []lease.Offer
 				err := r.host.Do(func() (err error) {
-					offers, err = observer.Probe(within(t, 5*time.Second), c.pool, mac2)
+					offers, err = prober.Probe(within(t, 5*time.Second), c.pool, mac2)
 					return err
 				})
 				if err != nil || len(offers) != 1 || offers[0].Subnet != c.want {

@@ -16,10 +16,9 @@ import (
 )
 
 const (
-	// maxServers is how many servers are told apart of those that are asked as a
+	// maxServers is how many servers are remembered of those that are asked as a
 	// relay agent, and of those on each interface's LAN, where anybody can call
-	// itself one. The first ones have the places for good: they are labels of
-	// metrics.
+	// itself one: the last ones that were asked or, on a LAN, heard.
 	maxServers = 64
 	// maxNames is how many servers' names are remembered with their addresses.
 	maxNames = 256
@@ -44,7 +43,7 @@ type servers struct {
 	mu sync.Mutex
 	// by interface, "" for those that are asked as a relay agent, and by address:
 	// that which is asked, or on a LAN the server's identifier. The zero address
-	// stands for all on the LAN, and for those beyond maxServers.
+	// stands for all on the LAN.
 	by        map[string]map[netip.Addr]*server
 	inquiries map[exchangeKey]*inquiry
 	names     map[string][]netip.Addr // of servers, to their addresses
@@ -55,6 +54,13 @@ type server struct {
 	lease.ServerStatus
 	asked  Asked        // the last time
 	subnet netip.Prefix // that was wanted then
+	used   time.Time    // when it was asked or heard last
+	// last is when the last message left, and waited until when an answer was
+	// awaited that didn't come.
+	last, waited time.Time
+	// failed is why the last message could not be sent, nil once one left or an
+	// answer came.
+	failed error
 }
 
 // inquiry is what an exchange has asked, kept until its servers have answered or
@@ -81,21 +87,34 @@ func newServers() *servers {
 	return &servers{by: map[string]map[netip.Addr]*server{}, inquiries: map[exchangeKey]*inquiry{}, names: map[string][]netip.Addr{}}
 }
 
-// serverLocked returns a server, which it makes, and by which address it is
-// known.
-func (s *servers) serverLocked(iface string, addr netip.Addr) (*server, netip.Addr) {
+// useLocked returns a server, which it makes, in place of the one that wasn't of
+// use for longest where there are too many.
+func (s *servers) useLocked(iface string, addr netip.Addr) *server {
 	on := s.by[iface]
 	if on == nil {
 		on = map[netip.Addr]*server{}
 		s.by[iface] = on
 	}
-	if on[addr] == nil && len(on) >= maxServers {
-		addr = netip.Addr{}
+	one := on[addr]
+	if one == nil {
+		if len(on) >= maxServers {
+			delete(on, idlest(on))
+		}
+		one = &server{ServerStatus: lease.ServerStatus{Server: addr}}
+		on[addr] = one
 	}
-	if on[addr] == nil {
-		on[addr] = &server{ServerStatus: lease.ServerStatus{Server: addr}}
+	one.used = time.Now()
+	return one
+}
+
+// idlest is the server that was asked or heard longest ago, never all on a LAN.
+func idlest(on map[netip.Addr]*server) (addr netip.Addr) {
+	for other, one := range on {
+		if other.IsValid() && (!addr.IsValid() || one.used.Before(on[addr].used)) {
+			addr = other
+		}
 	}
-	return on[addr], addr
+	return addr
 }
 
 // begin takes in an inquiry, until end.
@@ -109,7 +128,17 @@ func (s *servers) begin(q *inquiry) {
 func (s *servers) end(q *inquiry) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !slices.ContainsFunc(q.asked, func(a question) bool { return !a.answered }) {
+	awaited := false
+	for _, a := range q.asked {
+		if a.answered {
+			continue
+		}
+		awaited = true
+		if one := s.by[q.iface()][a.server]; one != nil {
+			one.waited = time.Now()
+		}
+	}
+	if !awaited {
 		delete(s.inquiries, q.key)
 		return
 	}
@@ -120,13 +149,13 @@ func (s *servers) end(q *inquiry) {
 	})
 }
 
-// ask counts a message that has an answer. It comes before its sending: the
-// answer may be there before that returns.
+// ask counts a message that has an answer. It comes before its sending, whose
+// answer may be there before that returns; sent must follow.
 func (s *servers) ask(q *inquiry, kind dhcp4.MessageType, p path) {
 	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	to, _ := s.serverLocked(p.link.iface, p.to.Addr())
+	to := s.useLocked(p.link.iface, p.to.Addr())
 	if to.Unanswered == 0 {
 		to.Silent = now
 	}
@@ -139,17 +168,25 @@ func (s *servers) ask(q *inquiry, kind dhcp4.MessageType, p path) {
 	a.sent++
 }
 
-// unsent takes back a message that could not be sent: that isn't its server's
-// silence.
-func (s *servers) unsent(q *inquiry, p path) {
+// sent says how the sending of a message ended, nil where it left. What didn't
+// is no silence of its server's.
+func (s *servers) sent(q *inquiry, p path, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	to := s.useLocked(p.link.iface, p.to.Addr())
+	to.failed = err
+	if err == nil {
+		to.last = time.Now()
+		return
+	}
 	q.to(p.to.Addr()).sent--
-	to, _ := s.serverLocked(p.link.iface, p.to.Addr())
 	if to.Unanswered = max(0, to.Unanswered-1); to.Unanswered == 0 {
 		to.Silent = time.Time{}
 	}
 }
+
+// iface is where an inquiry asks by broadcast, "" as a relay agent.
+func (q *inquiry) iface() string { return q.paths[0].link.iface }
 
 // to is the message to a server, which it makes.
 func (q *inquiry) to(server netip.Addr) *question {
@@ -184,19 +221,20 @@ func (s *servers) heard(l *Link, r reply) {
 		// A NAK that doesn't say whose it is.
 		return
 	}
-	by, _ := s.serverLocked(l.iface, addr)
-	by.Answered, by.Took = now, now.Sub(q.since(addr))
-	by.heard()
+	by := s.by[l.iface][addr]
+	if l.broadcast() {
+		by = s.useLocked(l.iface, addr)
+		// Whatever one of all answers, not all are silent.
+		s.by[l.iface][netip.Addr{}].speaks()
+	}
+	if by != nil {
+		by.Answered, by.Took = now, now.Sub(q.since(addr))
+		by.speaks()
+	}
 	known := false
 	for i := range q.asked {
-		a := &q.asked[i]
-		switch {
-		case a.server == addr:
+		if a := &q.asked[i]; a.server == addr {
 			a.answered, known = true, true
-		case !a.server.IsValid():
-			// One of all has answered, and others still may.
-			all, _ := s.serverLocked(l.iface, a.server)
-			all.heard()
 		}
 	}
 	if known || l.broadcast() {
@@ -206,30 +244,49 @@ func (s *servers) heard(l *Link, r reply) {
 	// speaks. Which one of them it is can't be told, so none is silent.
 	for _, p := range q.paths {
 		if p.link == l {
-			by, _ := s.serverLocked(l.iface, p.to.Addr())
-			by.heard()
+			s.by[l.iface][p.to.Addr()].speaks()
 		}
 	}
 }
 
-// heard ends a silence.
-func (s *server) heard() { s.Unanswered, s.Silent = 0, time.Time{} }
+// speaks ends the silence of a server, if it is known.
+func (s *server) speaks() {
+	if s != nil {
+		s.Unanswered, s.Silent, s.failed = 0, time.Time{}, nil
+	}
+}
+
+// moved ends the silence of all that were asked as a relay agent: that they
+// didn't answer to another relay address tells nothing any more.
+func (s *servers) moved() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, one := range s.by[""] {
+		one.speaks()
+	}
+}
 
 // take reports what came of a message: the reply that its exchange took or
-// refused.
+// refused. As a relay agent, a server that is known by none of the addresses that
+// are asked has none: anybody can make up others.
 func (s *servers) take(q *inquiry, kind dhcp4.MessageType, r reply, outcome string) {
 	to := via(r, q.paths)
+	addr := to.to.Addr()
 	s.mu.Lock()
-	by, addr := s.serverLocked(to.link.iface, to.to.Addr())
-	switch outcome {
-	case OutcomeOffer:
+	since := q.since(addr)
+	by := s.by[q.iface()][addr]
+	switch {
+	case by == nil:
+		if !to.link.broadcast() {
+			addr = netip.Addr{}
+		}
+	case outcome == OutcomeOffer:
 		by.Offers++
-	case OutcomeACK:
+	case outcome == OutcomeACK:
 		by.ACKs++
-	case OutcomeNAK:
+	case outcome == OutcomeNAK:
 		by.NAKs++
 	}
-	since := q.since(to.to.Addr())
 	s.mu.Unlock()
 	s.report(kind, addr, outcome, time.Since(since))
 }
@@ -249,7 +306,7 @@ func (s *servers) unanswered(ctx context.Context, q *inquiry, kind dhcp4.Message
 	var ends []end
 	s.mu.Lock()
 	for _, a := range q.asked {
-		e := end{outcome: OutcomeSilent, took: time.Since(a.since)}
+		e := end{a.server, OutcomeSilent, time.Since(a.since)}
 		switch {
 		case a.kind != kind:
 			continue
@@ -258,7 +315,6 @@ func (s *servers) unanswered(ctx context.Context, q *inquiry, kind dhcp4.Message
 		case e.took < enough:
 			continue
 		}
-		_, e.server = s.serverLocked(q.paths[0].link.iface, a.server)
 		ends = append(ends, e)
 	}
 	s.mu.Unlock()
@@ -273,15 +329,7 @@ func (s *servers) farewell(kind dhcp4.MessageType, p path, began time.Time, err 
 	if err != nil {
 		outcome = OutcomeFailed
 	}
-	s.report(kind, s.known(p.link.iface, p.to.Addr()), outcome, time.Since(began))
-}
-
-// known is the address by which a server is known.
-func (s *servers) known(iface string, addr netip.Addr) netip.Addr {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	_, addr = s.serverLocked(iface, addr)
-	return addr
+	s.report(kind, p.to.Addr(), outcome, time.Since(began))
 }
 
 // report tells the Observer.
@@ -329,7 +377,7 @@ func (s *servers) statuses(options lease.Options) (all []lease.ServerStatus) {
 		for addr, server := range s.by[options.Interface] {
 			// Where others have answered, that nobody is silent to all is nothing
 			// to tell.
-			if addr.IsValid() || len(s.by[options.Interface]) == 1 || server.Unanswered > 0 || !server.Answered.IsZero() {
+			if addr.IsValid() || len(s.by[options.Interface]) == 1 || server.Unanswered > 0 {
 				all = append(all, server.ServerStatus)
 			}
 		}
@@ -352,14 +400,13 @@ func (s *servers) statuses(options lease.Options) (all []lease.ServerStatus) {
 	return all
 }
 
-// silence is that of the servers that settings name, of all where they name
-// none: nil unless one of them has been silent for longer than a time and none
-// answers.
-func (s *servers) silence(options lease.Options, longer time.Duration) *Silence {
+// mute are the servers that settings name, of all where they name none, that
+// have been silent for longer than a time or can't be sent to: none where another
+// one answers.
+func (s *servers) mute(options lease.Options, longer time.Duration) (mute []server) {
 	addrs := s.addrs(options.Servers)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var silent []*server
 	for iface, on := range s.by {
 		if options.ByBroadcast() && iface != options.Interface {
 			continue
@@ -370,34 +417,54 @@ func (s *servers) silence(options lease.Options, longer time.Duration) *Silence 
 				iface == "" && slices.ContainsFunc(addrs, func(to netip.AddrPort) bool { return to.Addr() == addr })
 			switch {
 			case !asked:
-			case one.silent(longer):
-				silent = append(silent, one)
+			case one.mute(longer):
+				mute = append(mute, *one)
 			case one.Answered.IsZero():
 				// It was hardly asked yet, which tells nothing.
-			case all != nil && all.silent(longer) && one.Answered.Before(all.Silent):
-				// It has heard what goes to all.
+			case all != nil && all.mute(longer):
+				// It is one of all, and hasn't answered since either.
 			default:
 				return nil
 			}
 		}
 	}
-	if len(silent) == 0 {
-		return nil
-	}
-	slices.SortFunc(silent, func(a, b *server) int {
+	slices.SortFunc(mute, func(a, b server) int {
 		return cmp.Or(cmp.Compare(a.asked.Interface, b.asked.Interface), a.Server.Compare(b.Server))
 	})
-	why := &Silence{Subnet: silent[0].subnet}
-	for i, one := range silent {
-		if within := time.Since(one.Silent); i == 0 || within < why.Within {
-			why.Within = within
-		}
-		why.Asked = append(why.Asked, one.asked)
-	}
-	return why
+	return mute
 }
 
-// silent reports whether a server hasn't answered for longer than a time.
-func (s *server) silent(longer time.Duration) bool {
-	return s.Unanswered >= silentAfter && time.Since(s.Silent) > longer
+// mute reports whether a server hasn't answered for longer than a time, or
+// can't be sent to.
+func (s *server) mute(longer time.Duration) bool {
+	return s.failed != nil || s.Unanswered >= silentAfter && time.Since(s.Silent) > longer
+}
+
+// silence says why none of the servers answers that settings name, of all where
+// they name none, nil where that isn't known of any: a *Silence, or why nothing
+// can be sent to those.
+func (s *servers) silence(options lease.Options, longer time.Duration) error {
+	why := &Silence{}
+	for _, one := range s.mute(options, longer) {
+		if one.failed != nil {
+			why.Failed = cmp.Or(why.Failed, one.failed)
+			continue
+		}
+		why.Asked = append(why.Asked, one.asked)
+		if one.Silent.Before(why.First) {
+			// The others have been so for less.
+			continue
+		}
+		end := one.waited
+		if end.Before(one.last) {
+			// It may yet answer.
+			end = time.Now()
+		}
+		why.Subnet, why.Within = one.subnet, end.Sub(one.Silent)
+		why.Messages, why.First, why.Last = one.Unanswered, one.Silent, one.last
+	}
+	if len(why.Asked) == 0 {
+		return why.Failed
+	}
+	return why
 }

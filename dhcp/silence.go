@@ -12,10 +12,16 @@ import (
 // Silence is the error of an exchange that no server answered: a
 // lease.ErrNoAnswer that knows who was asked.
 type Silence struct {
-	Asked  []Asked // at least one
-	Within time.Duration
-	Subnet netip.Prefix // the wanted one, zero where the servers choose
-	Failed error        // of the last message that could not be sent, if any
+	Asked  []Asked       // at least one
+	Within time.Duration // from the first message to the end of the last wait
+	Subnet netip.Prefix  // the wanted one, zero where the servers choose
+	Failed error         // of the last message that could not be sent, if any
+
+	// Messages is how many had no answer in several exchanges, and First and Last
+	// when these were sent: to the server that answered others last. Zero in the
+	// error of one exchange.
+	Messages    int
+	First, Last time.Time
 }
 
 // Asked is one way on which servers were asked.
@@ -39,7 +45,11 @@ func (s *Silence) Summary() string {
 			asked[i] = "by broadcast on " + at.String()
 		}
 	}
-	text := fmt.Sprintf("%v within %s (asked %s)", lease.ErrNoAnswer, s.Within.Round(time.Second), strings.Join(asked, ", "))
+	text := fmt.Sprintf("%v within %s (asked %s", lease.ErrNoAnswer, s.Within.Round(time.Second), strings.Join(asked, ", "))
+	if s.Messages > 0 {
+		text += fmt.Sprintf("; %d messages from %s to %s", s.Messages, s.First.Format(time.DateTime), s.Last.Format(time.DateTime))
+	}
+	text += ")"
 	if s.Failed != nil {
 		text += fmt.Sprintf(" (some messages failed: %v)", s.Failed)
 	}

@@ -500,18 +500,18 @@ func TestRealSockets(t *testing.T) {
 	}
 }
 
-// An observer probes beside a daemon and where nobody has the port. It leaves
+// A prober asks beside a daemon and where nobody has the port. It leaves
 // lock and port to others.
-func TestObserver(t *testing.T) {
+func TestProber(t *testing.T) {
 	if !inNetns(t) {
 		return
 	}
 	serveReal(t)
 	global := lease.Options{Servers: []lease.Server{{Host: "192.0.2.1", Port: 67}}, Relay: ourAddr}
 	pool := lease.Pool{Subnet: netip.MustParsePrefix("192.0.2.0/24")}
-	observe := func(t *testing.T) {
+	probe := func(t *testing.T) {
 		t.Helper()
-		c := NewObserver(global, slog.New(slog.DiscardHandler))
+		c := NewProber(global, slog.New(slog.DiscardHandler))
 		for range 2 {
 			offers, err := c.Probe(within(t, 10*time.Second), pool, mac2)
 			if err != nil || len(offers) != 1 || offers[0].Server != serverAddr {
@@ -522,23 +522,23 @@ func TestObserver(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	observe(t)
+	probe(t)
 	daemon := NewClient(global, slog.New(slog.DiscardHandler))
 	got, err := daemon.Acquire(within(t, 10*time.Second), want(pool, mac1))
 	if err != nil {
 		t.Fatal(err)
 	}
-	observe(t)
+	probe(t)
 	if _, err := daemon.Renew(within(t, 10*time.Second), pool, got); err != nil {
 		t.Error("the daemon beside it:", err)
 	}
 	if err := daemon.Close(); err != nil {
 		t.Error(err)
 	}
-	observe(t)
+	probe(t)
 
 	global.Relay = ip("192.0.2.9")
-	c := NewObserver(global, slog.New(slog.DiscardHandler))
+	c := NewProber(global, slog.New(slog.DiscardHandler))
 	_, err = c.Probe(within(t, 10*time.Second), pool, mac2)
 	checkError(t, err, "192.0.2.9 is not an address of this host", "192.0.2.2")
 }

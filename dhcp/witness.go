@@ -41,12 +41,15 @@ type Sighting struct {
 	Interface string
 	Out       bool           // it left
 	From, To  netip.AddrPort // of an ICMP error without ports
-	// Of a DHCP message: a BOOTREPLY or else a BOOTREQUEST, its transaction ID,
-	// client and giaddr.
-	Reply bool
-	XID   uint32
-	MAC   lease.MAC
-	Relay netip.Addr
+	// Of a DHCP message: a BOOTREPLY or else a BOOTREQUEST, its type as messages
+	// are named, such as MessageDiscover, its transaction ID, client and giaddr,
+	// and its client identifier, nil where it has none.
+	Reply    bool
+	Type     string
+	XID      uint32
+	MAC      lease.MAC
+	ClientID []byte
+	Relay    netip.Addr
 	// Flaw is why no Client takes such a reply, nil where one does.
 	Flaw error
 	// Unreachable is what an ICMP error tells, nil for a DHCP message.
@@ -215,6 +218,12 @@ func readSighting(packet []byte) (s Sighting, ok bool) {
 	}
 	s.From, s.To = addrPort(ip.SrcIP, uint16(udp.SrcPort)), addrPort(ip.DstIP, uint16(udp.DstPort))
 	s.XID, s.MAC, s.Relay = binary.BigEndian.Uint32(p.XId()), lease.MAC(p.CHAddr()), netip.AddrFrom4([4]byte(p.GIAddr()))
+	// Options that can't be read are a flaw.
+	_, options, _ := readOptions(p)
+	if kind := options[byte(dhcp4.OptionDHCPMessageType)]; len(kind) == 1 {
+		s.Type = messageTypes[dhcp4.MessageType(kind[0])]
+	}
+	s.ClientID = options[byte(dhcp4.OptionClientIdentifier)]
 	if s.Reply = p.OpCode() == dhcp4.BootReply; s.Reply {
 		_, s.Flaw = parseReply(udp.Payload)
 	}

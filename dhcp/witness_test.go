@@ -33,7 +33,7 @@ func TestWitness(t *testing.T) {
 		}
 		conn.Close()
 	}
-	ask := message{kind: discover, xid: 7, party: party{mac: mac1}, place: at67(relay1)}.marshal()
+	ask := message{kind: discover, xid: 7, party: party{mac: mac1, clientID: []byte{1, 2}}, place: at67(relay1)}.marshal()
 	say(5000, "192.0.2.2:5000", ask)
 	say(67, "192.0.2.2:67", []byte("no DHCP"))
 	say(67, "192.0.2.2:67", ask)
@@ -45,8 +45,8 @@ func TestWitness(t *testing.T) {
 		about.Code = 3
 		return Sighting{Out: out, From: netip.AddrPortFrom(to.Addr(), 0), To: netip.AddrPortFrom(from.Addr(), 0), Unreachable: &about}
 	}
-	question := Sighting{XID: 7, MAC: mac1, Relay: relay1, From: from, To: to}
-	reply := Sighting{Reply: true, XID: asked.xid, MAC: mac1, Relay: relay1, From: odd, To: high}
+	question := Sighting{Type: MessageDiscover, ClientID: []byte{1, 2}, XID: 7, MAC: mac1, Relay: relay1, From: from, To: to}
+	reply := Sighting{Reply: true, Type: "offer", XID: asked.xid, MAC: mac1, Relay: relay1, From: odd, To: high}
 	var want []string
 	for _, s := range []Sighting{
 		// Nobody listens, and the datagram that is none of DHCP's makes an error too.
@@ -93,7 +93,7 @@ func (s Sighting) text() string {
 	if s.Unreachable != nil {
 		about = *s.Unreachable
 	}
-	return fmt.Sprintln(s.Interface, s.Out, s.From, s.To, s.Reply, s.XID, s.MAC, s.Relay, s.Flaw, about)
+	return fmt.Sprintln(s.Interface, s.Out, s.From, s.To, s.Reply, s.Type, s.XID, s.MAC, s.ClientID, s.Relay, s.Flaw, about)
 }
 
 // Without CAP_NET_RAW there is none.

@@ -36,15 +36,17 @@ type Finding struct {
 // would have.
 type Site struct {
 	Version string
-	// Wrong is why the settings can't be used. Those of the others that could be
-	// read are there all the same: a daemon may still run by the former ones.
+	// Wrong is why the settings can't be used. What could be read of them is there
+	// all the same: a daemon may still run by the former ones.
 	Wrong error
 	// Settings are all of them, Unknown the keys of the file that are none, with
 	// their places.
 	Settings []server.Setting
 	Unknown  []string
-	Global   lease.Options
-	Driver   string // its name
+	// Global are the global options, unless GlobalErr is why they aren't known.
+	Global    lease.Options
+	GlobalErr error
+	Driver    string // its name
 	// Socket is the path of its plugin socket, SocketOf that of each of
 	// lease.Drivers.
 	Socket   string
@@ -69,9 +71,11 @@ type patient struct {
 	silence error
 	// running are the running daemon's settings.
 	running []server.Setting
-	// pools and leases are the daemon's, or where it is down its database's.
+	// pools and leases are the daemon's, or where it is down its database's; they
+	// are known if one of the two has told them.
 	pools  []lease.PoolStatus
 	leases []lease.Held
+	known  bool
 	// stored is what the database has, where the daemon is down.
 	stored *stored
 	// net is what the checks of the network share, see survey.
@@ -144,8 +148,18 @@ func Examine(ctx context.Context, site Site, tell func(Finding)) {
 		if ctx.Err() != nil {
 			return
 		}
-		p.run(ctx, c, checkTime)
+		p.make(ctx, c)
 	}
+}
+
+// make makes one check. One that has nothing to tell becomes a finding too.
+func (p *patient) make(ctx context.Context, c check) {
+	p.run(ctx, check{c.name, func(bound context.Context, p *patient) {
+		c.check(bound, p)
+		if p.told == 0 && ctx.Err() == nil {
+			p.skip("nothing was there to check", "mend what the checks above have found")
+		}
+	}}, checkTime)
 }
 
 // checkTime is how long one check may take until its context ends: the slowest
@@ -168,6 +182,9 @@ func (p *patient) run(ctx context.Context, c check, limit time.Duration) {
 		own.told++
 		if f.Check == "" {
 			f.Check = c.name
+		}
+		if f.Advice == asRoot {
+			f.Advice = rights()
 		}
 		select {
 		case found <- f:

@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
+	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
 
 	"github.com/talkingdata/oam-docker-ipam/lease"
@@ -29,10 +32,72 @@ type stored struct {
 var (
 	errStopped = errors.New("systemd holds its socket and has it stopped")
 	errDenied  = errors.New("not permitted")
+	errLong    = fmt.Errorf("the path of a socket has at most %d bytes", longest)
 )
 
-// asRoot is the advice where rights are missing.
+// longest is what the kernel takes as a socket's path, in bytes.
+const longest = len(unix.RawSockaddrUnix{}.Path) - 1
+
+// down reports whether nobody serves the daemon's socket.
+func (p *patient) down() bool {
+	return errors.Is(p.silence, errStopped) || errors.Is(p.silence, server.ErrNotRunning)
+}
+
+// hangs reports whether somebody serves it, and answers nothing: a full queue
+// refuses at once.
+func (p *patient) hangs() bool {
+	return errors.Is(p.silence, context.DeadlineExceeded) || errors.Is(p.silence, unix.EAGAIN)
+}
+
+// asRoot is the advice where rights are missing, see rights.
 const asRoot = "run it as root: sudo oam-docker-ipam doctor"
+
+// rights is the advice where rights are missing: of root, those that it lacks.
+func rights() string {
+	if os.Geteuid() != 0 {
+		return asRoot
+	}
+	self, err := procfs.Self()
+	if err != nil {
+		return asRoot
+	}
+	status, err := self.NewStatus()
+	if err != nil {
+		return asRoot
+	}
+	space, err := os.Readlink("/proc/self/ns/pid")
+	return lacking(status.CapEff, err == nil && space != firstSpace)
+}
+
+// firstSpace is the host's own PID namespace, whose number is the same
+// everywhere.
+const firstSpace = "pid:[4026531836]"
+
+// lacking is the advice for a root that has only these capabilities(7), or is in
+// a PID namespace of its own.
+func lacking(capabilities uint64, apart bool) string {
+	var lacks []string
+	for _, c := range []struct {
+		bit  int
+		name string
+	}{
+		{unix.CAP_DAC_OVERRIDE, "CAP_DAC_OVERRIDE"},
+		{unix.CAP_NET_BIND_SERVICE, "CAP_NET_BIND_SERVICE"},
+		{unix.CAP_NET_RAW, "CAP_NET_RAW"},
+		{unix.CAP_SYS_PTRACE, "CAP_SYS_PTRACE"},
+	} {
+		if capabilities&(1<<c.bit) == 0 {
+			lacks = append(lacks, c.name)
+		}
+	}
+	switch {
+	case lacks != nil:
+		return fmt.Sprintf("it runs as root without %s: run it on the host itself, with all of root's capabilities", strings.Join(lacks, ", "))
+	case apart:
+		return "it runs as root of a container, or another PID namespace of its own: run it on the host itself"
+	}
+	return asRoot
+}
 
 // reach tells whether this process may connect to a socket: nil, errDenied or
 // fs.ErrNotExist. It doesn't connect.
@@ -63,6 +128,10 @@ func meet(ctx context.Context, p *patient) {
 }
 
 func (p *patient) ask(ctx context.Context) {
+	if len(p.Socket) > longest {
+		p.silence = errLong
+		return
+	}
 	if p.silence = reach(p.Socket); errors.Is(p.silence, errDenied) {
 		return
 	}
@@ -79,9 +148,9 @@ func (p *patient) ask(ctx context.Context) {
 	if p.silence = err; err != nil {
 		return
 	}
-	p.health, p.pools, p.leases = &health, held.Pools, held.Leases
+	p.health, p.pools, p.leases, p.known = &health, held.Pools, held.Leases, true
 	if global, err := p.Options(p.next()); err == nil {
-		p.Global = global
+		p.Global, p.GlobalErr = global, nil
 	}
 }
 
@@ -113,6 +182,8 @@ func (p *patient) next() []server.Setting {
 func (p *patient) open() {
 	contents, err := store.Read(p.DataDir)
 	p.stored = &stored{contents, err}
+	// Of a daemon that hasn't run yet it is known that it has none.
+	p.known = err == nil || errors.Is(err, fs.ErrNotExist)
 	if err != nil {
 		return
 	}
@@ -160,7 +231,7 @@ func checkConfiguration(_ context.Context, p *patient) {
 	if p.Wrong == nil {
 		p.compare()
 	}
-	if p.Wrong == nil || p.health != nil {
+	if p.GlobalErr == nil {
 		for _, pool := range p.nowhere() {
 			p.warn(pool, "set DHCP_SERVER=ADDRESS or DHCP_INTERFACE=INTERFACE in the configuration (oam-docker-ipam discover --interface eth0 shows who answers), or give each network its own: --ipam-opt dhcp_server=ADDRESS")
 		}
@@ -226,7 +297,7 @@ func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", ";
 const young = time.Hour
 
 // checkDaemon: does it run, and does all in it get on?
-func checkDaemon(_ context.Context, p *patient) {
+func checkDaemon(ctx context.Context, p *patient) {
 	service, socket := p.units[serviceUnit], p.units[socketUnit]
 	// Either of the two brings it back.
 	if service.is("UnitFileState", "disabled") && socket.is("UnitFileState", "disabled") {
@@ -241,11 +312,10 @@ func checkDaemon(_ context.Context, p *patient) {
 		p.fault("it doesn't run: its unit is masked", "systemctl unmask oam-docker-ipam, then systemctl start oam-docker-ipam")
 	case errors.Is(p.silence, errStopped) && !service.is("ActiveState", "failed") && p.stored != nil && len(p.pools) == 0 && (p.stored.err == nil || errors.Is(p.stored.err, fs.ErrNotExist)):
 		p.warn("it is stopped, and holds nothing: systemd starts it at Docker's first question", "systemctl start oam-docker-ipam, if it is to run before")
-	case errors.Is(p.silence, errStopped), errors.Is(p.silence, server.ErrNotRunning):
-		found := "it doesn't run"
-		if service.there() {
-			found += fmt.Sprintf(" (systemd: %s, %s)", service.get("ActiveState"), service.get("Result"))
-		}
+	case errors.Is(p.silence, errLong):
+		p.fault(fmt.Sprintf("%s has %d bytes: %v", p.Socket, len(p.Socket), p.silence), "set a shorter PLUGIN_SOCKET, or DRIVER_NAME")
+	case p.down():
+		found := "it doesn't run" + p.units.why(ctx)
 		if len(p.leases) > 0 {
 			found += fmt.Sprintf(": nobody renews its %s", plural(len(p.leases), "lease"))
 		}
@@ -254,12 +324,48 @@ func checkDaemon(_ context.Context, p *patient) {
 			advice += "; if that fails, journalctl -u oam-docker-ipam -n 20 says why"
 		}
 		p.fault(found, advice)
-	case errors.Is(p.silence, context.DeadlineExceeded):
-		p.fault(fmt.Sprintf("it doesn't answer: silent for %s on %s", answerTime, p.Socket), p.how("restart")+"; its log says what it was doing")
+	case p.hangs():
+		p.fault(fmt.Sprintf("it doesn't answer: silent for %s on %s", answerTime, p.Socket)+p.units.why(ctx)+p.holding(), p.unhang()+"; its log says what it was doing")
 	default:
+		if who, err := stranger(ctx, p.Socket); err == nil && who != "" {
+			p.fault(who, "end that program, or give the daemon another DRIVER_NAME or PLUGIN_SOCKET; then "+p.how("start"))
+			return
+		}
 		// It refuses to start, or is another version: its words say what to do.
 		p.fault(oneLine(p.silence), "mend that, then "+p.how("restart"))
 	}
+}
+
+// holding tells who has the database of a daemon that hangs.
+func (p *patient) holding() string {
+	if holders := p.holders(); holders != nil {
+		return fmt.Sprintf("; %s has its database open", listed(holders))
+	}
+	return ""
+}
+
+// holders are the processes that have the database open, as far as is known.
+func (p *patient) holders() []holder {
+	if p.stored == nil || !errors.Is(p.stored.err, store.ErrLocked) {
+		return nil
+	}
+	return openers(p.stored.Path)
+}
+
+// unhang is how a daemon that hangs is restarted: one that is stopped doesn't
+// heed SIGTERM, to which systemd adds SIGCONT.
+func (p *patient) unhang() string {
+	if p.units[serviceUnit].there() {
+		return p.how("restart")
+	}
+	pid := "PID"
+	if holders := p.holders(); len(holders) == 1 {
+		pid = strconv.Itoa(holders[0].pid)
+		if holders[0].stopped {
+			return fmt.Sprintf("let it go on (kill -CONT %s), or end it (kill -KILL %[1]s) and start it again as it was started", pid)
+		}
+	}
+	return fmt.Sprintf("end it (kill -KILL %s) and start it again as it was started", pid)
 }
 
 // checkRunning tells what a running daemon says of itself.

@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -166,9 +167,9 @@ func (p *patient) checkRights(folder string) {
 func (p *patient) user() (uid int, known bool) {
 	switch name := p.units[serviceUnit].get("User"); {
 	case p.health != nil:
-		info, err := os.Stat("/proc/" + strconv.Itoa(p.health.PID))
+		info, err := os.Stat("/proc/" + strconv.Itoa(p.process()))
 		if err != nil {
-			return 0, false // in another container
+			return 0, false // it can't be found
 		}
 		return int(info.Sys().(*syscall.Stat_t).Uid), true
 	case name != "":
@@ -230,9 +231,14 @@ func checkDatabase(_ context.Context, p *patient) {
 		p.otherwise("%s: %s, %s", p.stored.Path, p.counts(), inBytes(uint64(p.stored.Size)))
 	case errors.Is(err, fs.ErrNotExist):
 		p.ok("none yet in %s: the daemon's first start makes it", p.DataDir)
+	case errors.Is(err, store.ErrLocked) && p.hangs():
+		p.skip(fmt.Sprintf("%s is locked by %s, and what serves %s doesn't answer", p.stored.Path, listed(p.holders()), p.Socket), "see the daemon, above")
 	case errors.Is(err, store.ErrLocked):
-		holders := openers(p.stored.Path)
-		p.fault(fmt.Sprintf("%s is locked by %s, and nobody serves %s", p.stored.Path, holders, p.Socket),
+		where := "nobody serves " + p.Socket
+		if !p.down() {
+			where = "no daemon answers on " + p.Socket
+		}
+		p.fault(fmt.Sprintf("%s is locked by %s, and %s", p.stored.Path, listed(p.holders()), where),
 			"if that is a daemon with another socket, name it: oam-docker-ipam --socket PATH doctor; else end that process (kill PID), then "+p.how("start"))
 	default:
 		p.deniedOr(err, "after that: "+p.how("start")+", and oam-docker-ipam reconcile takes up the leases of running containers")
@@ -274,21 +280,35 @@ func opens(pid int, path string) (open, known bool) {
 	return slices.Contains(targets, path), err == nil && slices.ContainsFunc(targets, func(t string) bool { return strings.Contains(t, store.File) })
 }
 
-// openers names the processes that have a file open, as far as /proc tells.
-func openers(path string) string {
-	procs, err := procfs.AllProcs()
-	if err != nil {
-		return "another process"
-	}
-	var names []string
+// holder is a process that has a file open.
+type holder struct {
+	pid     int
+	name    string
+	stopped bool // by a signal or a debugger
+}
+
+// openers are the processes that have a file open, as far as /proc tells.
+func openers(path string) (holders []holder) {
+	// What can't be read isn't there.
+	procs, _ := procfs.AllProcs()
 	for _, proc := range procs {
 		if open, _ := opens(proc.PID, path); open && proc.PID != os.Getpid() {
-			name, _ := proc.Comm()
-			names = append(names, fmt.Sprintf("%s (pid %d)", strings.TrimSpace(name), proc.PID))
+			stat, _ := proc.Stat()
+			holders = append(holders, holder{proc.PID, stat.Comm, stat.State == "T" || stat.State == "t"})
 		}
 	}
-	if names == nil {
-		return "another process (as root, fuser -v names it)"
+	return holders
+}
+
+// listed names processes.
+func listed(holders []holder) string {
+	var names []string
+	for _, h := range holders {
+		state := ""
+		if h.stopped {
+			state = ", stopped"
+		}
+		names = append(names, fmt.Sprintf("%s (pid %d%s)", h.name, h.pid, state))
 	}
-	return strings.Join(names, " and ")
+	return cmp.Or(strings.Join(names, " and "), "another process (as root, fuser -v names it)")
 }

@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -167,7 +168,24 @@ func TestDatabaseLocked(t *testing.T) {
 	defer func() { works(t, cmd.Process.Kill()) }()
 	_, err = bufio.NewReader(out).ReadString('\n')
 	works(t, err)
-	only(t, site.examine(t, "database"), Fault, fmt.Sprintf("locked by sleep (pid %d)", cmd.Process.Pid), site.Socket, "--socket")
+	only(t, site.examine(t, "database"), Fault, fmt.Sprintf("locked by sleep (pid %d)", cmd.Process.Pid), "nobody serves "+site.Socket, "--socket")
+
+	// Its process may be stopped, with the socket open.
+	works(t, cmd.Process.Signal(syscall.SIGSTOP))
+	_, err = syscall.Wait4(cmd.Process.Pid, nil, syscall.WUNTRACED, nil)
+	works(t, err)
+	var found []Finding
+	p := &patient{Site: site, tell: func(f Finding) { found = append(found, f) }, silence: context.DeadlineExceeded}
+	p.open()
+	p.run(t.Context(), check{"database", checkDatabase}, checkTime)
+	only(t, found, Skipped, fmt.Sprintf("locked by sleep (pid %d, stopped), and what serves %s doesn't answer", cmd.Process.Pid, site.Socket))
+	found = nil
+	p.run(t.Context(), check{"daemon", checkDaemon}, checkTime)
+	only(t, found, Fault, "it doesn't answer", fmt.Sprintf("kill -KILL %d", cmd.Process.Pid))
+	p.units = units{serviceUnit: unit{"LoadState": {"loaded"}, "ActiveState": {"active"}}}
+	found = nil
+	p.run(t.Context(), check{"daemon", checkDaemon}, checkTime)
+	only(t, found, Fault, "it doesn't answer", "systemctl restart oam-docker-ipam")
 }
 
 func TestDatabaseOfRunning(t *testing.T) {

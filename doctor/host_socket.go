@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -40,12 +41,22 @@ func checkSocket(ctx context.Context, p *patient) {
 		p.skip(p.Socket+": not permitted", asRoot)
 		return
 	}
+	if errors.Is(p.silence, errLong) {
+		p.skip(p.Socket+" can't be a socket's path", "see the daemon, above")
+		return
+	}
 	var paths []string
+	var hidden []lease.Driver
 	for _, d := range lease.Drivers(p.Driver) {
 		path := p.SocketOf(d)
 		paths = append(paths, path)
 		p.checkPlugin(ctx, d, path)
-		p.checkPlace(d.Name, path)
+		if !p.checkPlace(d.Name, path) {
+			hidden = append(hidden, d)
+		}
+	}
+	if hidden != nil {
+		p.tellHidden(hidden)
 	}
 	p.checkUnit(paths)
 	for _, path := range stale() {
@@ -62,6 +73,9 @@ func checkSocket(ctx context.Context, p *patient) {
 func (p *patient) checkPlugin(ctx context.Context, d lease.Driver, path string) {
 	info, err := os.Lstat(path)
 	switch {
+	case len(path) > longest:
+		p.fault(fmt.Sprintf("%s has %d bytes: %v", path, len(path), errLong), "set a shorter PLUGIN_SOCKET, or DRIVER_NAME")
+		return
 	case errors.Is(err, fs.ErrNotExist) && p.health != nil:
 		p.warn(fmt.Sprintf("%s isn't there: networks of the driver %s find none", path, d.Name), "have oam-docker-ipam.socket make it (ListenStream="+path+"), or "+p.how("restart"))
 		return
@@ -77,24 +91,54 @@ func (p *patient) checkPlugin(ctx context.Context, d lease.Driver, path string) 
 		p.fault(path+" is no socket but something else", "remove it, then "+p.how("restart"))
 		return
 	}
-	if owner := int(info.Sys().(*syscall.Stat_t).Uid); owner != 0 || info.Mode().Perm()&0o077 != 0 {
-		p.warn(fmt.Sprintf("%s belongs to %s and has mode %#o: whoever opens it can release every lease", path, store.User(owner), info.Mode().Perm()), "chown root "+path+"; chmod 600 "+path)
+	// Who may write connects.
+	if owner := int(info.Sys().(*syscall.Stat_t).Uid); owner != 0 || info.Mode().Perm()&0o022 != 0 {
+		p.warn(fmt.Sprintf("%s belongs to %s and has mode %#o: whoever connects can release every lease", path, store.User(owner), info.Mode().Perm()), "chown root "+path+"; chmod 600 "+path)
 	}
 	if p.health == nil {
 		// Who connects at systemd's socket starts the daemon.
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, askTime)
-	defer cancel()
-	if implements, err := server.Activate(ctx, path); err != nil {
-		p.fault(fmt.Sprintf("%s doesn't answer as a plugin: %v", path, err), p.how("restart"))
-	} else if !slices.Contains(implements, "IpamDriver") {
-		p.fault(fmt.Sprintf("what answers on %s is another plugin: %s", path, strings.Join(implements, ", ")), "end that program, or give this daemon another DRIVER_NAME; then "+p.how("restart"))
+	if who, err := stranger(ctx, path); err != nil {
+		p.fault(fmt.Sprintf("%s doesn't answer: %v", path, err), p.how("restart"))
+	} else if who != "" {
+		p.fault(who, "end that program, or give this daemon another DRIVER_NAME; then "+p.how("restart"))
 	}
 }
 
-// checkPlace looks whether an engine finds a driver at its socket.
-func (p *patient) checkPlace(name, path string) {
+// stranger tells of another program that serves a driver's socket, "" where it
+// is an address driver. An error means that nobody has answered.
+func stranger(ctx context.Context, socket string) (who string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	implements, err := server.Activate(ctx, socket)
+	var unreached *net.OpError
+	switch {
+	case err == nil && slices.Contains(implements, "IpamDriver"):
+		return "", nil
+	case err == nil:
+		return fmt.Sprintf("another plugin serves %s: %s", socket, strings.Join(implements, ", ")), nil
+	case ctx.Err() != nil, errors.Is(err, server.ErrNotRunning), errors.Is(err, io.EOF), errors.As(err, &unreached):
+		return "", err
+	}
+	return fmt.Sprintf("another program serves %s: it doesn't answer as a plugin does", socket), nil
+}
+
+// tellHidden tells of drivers whose sockets lie where no engine looks.
+func (p *patient) tellHidden(drivers []lease.Driver) {
+	var names, paths, lines []string
+	for _, d := range drivers {
+		path := p.SocketOf(d)
+		names, paths = append(names, d.Name), append(paths, path)
+		lines = append(lines, fmt.Sprintf("echo unix://%s >%s", path, filepath.Join(specFolders[0], d.Name+".spec")))
+	}
+	p.fault(fmt.Sprintf("Docker doesn't look for %s at %s", strings.Join(names, " and "), strings.Join(paths, " and ")),
+		fmt.Sprintf("leave PLUGIN_SOCKET at %s, or tell Docker: mkdir -p %s; %s", sockets(p.Driver)[0], specFolders[0], strings.Join(lines, "; ")))
+}
+
+// checkPlace reports whether an engine looks for a driver somewhere: where that
+// isn't its socket, it tells so.
+func (p *patient) checkPlace(name, path string) (looked bool) {
 	by, at, err := discovered(name)
 	switch {
 	case err != nil:
@@ -102,10 +146,10 @@ func (p *patient) checkPlace(name, path string) {
 	case by != "" && same(at, path):
 	case by != "":
 		p.fault(fmt.Sprintf("Docker finds the driver %s at %s (by %s), and the daemon's socket is %s", name, at, by, path), "remove "+by+", or set PLUGIN_SOCKET or DRIVER_NAME so that both are the same")
-	case !slices.Contains(sockets(name), canonical(path)):
-		spec := filepath.Join(specFolders[0], name+".spec")
-		p.fault(fmt.Sprintf("Docker doesn't look for the driver %s at %s", name, path), fmt.Sprintf("leave PLUGIN_SOCKET at %s, or tell Docker: mkdir -p %s; echo unix://%s >%s", sockets(name)[0], specFolders[0], path, spec))
+	default:
+		return slices.Contains(sockets(name), canonical(path))
 	}
+	return true
 }
 
 // sockets are the paths at which an engine looks for a plugin's socket, in its
@@ -118,7 +162,7 @@ func sockets(name string) []string {
 // itself, or one that names the address. Both are "" where it finds none.
 func discovered(name string) (by, at string, err error) {
 	for _, path := range sockets(name) {
-		if info, err := os.Stat(path); err == nil && info.Mode().Type() == fs.ModeSocket {
+		if isSocket(path) {
 			return path, path, nil
 		}
 	}
@@ -194,7 +238,7 @@ func stale() (paths []string) {
 		// The only error is of a malformed pattern.
 		found, _ := filepath.Glob(filepath.Join(pluginFolder, pattern))
 		for _, path := range found {
-			if abandoned(path) {
+			if isSocket(path) && abandoned(path) {
 				paths = append(paths, path)
 			}
 		}
@@ -202,8 +246,14 @@ func stale() (paths []string) {
 	return paths
 }
 
-// abandoned reports whether a socket is nobody's any more. To a socket of
-// another type the kernel tells it, and makes no connection.
+func isSocket(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.Mode().Type() == fs.ModeSocket
+}
+
+// abandoned reports whether nobody serves a path: it is no socket, or nobody's
+// any more. To a socket of another type the kernel tells it, and makes no
+// connection.
 func abandoned(path string) bool {
 	conn, err := net.Dial("unixgram", path)
 	if err == nil {

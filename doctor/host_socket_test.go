@@ -6,6 +6,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/talkingdata/oam-docker-ipam/lease"
@@ -27,6 +28,8 @@ func TestSocketServed(t *testing.T) {
 	site.start(t)
 	only(t, site.examine(t, "socket"), OK, site.Socket+" and ", "td-ipvlan.sock: served")
 
+	works(t, os.Chmod(site.Socket, 0o755)) // others can't write, so not connect
+	only(t, site.examine(t, "socket"), OK, "served")
 	works(t, os.Chmod(site.Socket, 0o666))
 	only(t, site.examine(t, "socket"), Warning, "mode 0666", "chmod 600 "+site.Socket)
 	works(t, os.Chmod(site.Socket, 0o600))
@@ -49,11 +52,13 @@ func TestSocketElsewhere(t *testing.T) {
 	site.Socket = elsewhere + "/td.sock"
 	site.SocketOf = func(d lease.Driver) string { return elsewhere + "/" + d.Name + ".sock" }
 	site.start(t)
-	found := site.examine(t, "socket")
-	has(t, found, Fault, "doesn't look for the driver td at "+site.Socket, "echo unix://"+site.Socket+" >"+specFolders[0]+"/td.spec")
-	has(t, found, Fault, "doesn't look for the driver td-ipvlan")
+	second := elsewhere + "/td-ipvlan.sock"
+	only(t, site.examine(t, "socket"), Fault, "doesn't look for td and td-ipvlan at "+site.Socket+" and "+second, "leave PLUGIN_SOCKET at "+pluginFolder+"/td.sock, or",
+		"echo unix://"+site.Socket+" >"+specFolders[0]+"/td.spec; echo unix://"+second+" >"+specFolders[0]+"/td-ipvlan.spec")
 
 	works(t, os.WriteFile(filepath.Join(specFolders[0], "td.spec"), []byte("unix://"+site.Socket+"\n"), 0o644))
+	// The setting is always the first driver's socket.
+	only(t, site.examine(t, "socket"), Fault, "doesn't look for td-ipvlan at "+second, "leave PLUGIN_SOCKET at "+pluginFolder+"/td.sock, or")
 	works(t, os.MkdirAll(filepath.Join(specFolders[1], "td-ipvlan"), 0o755))
 	json := filepath.Join(specFolders[1], "td-ipvlan", "td-ipvlan.json")
 	works(t, os.WriteFile(json, []byte(`{"Name":"td-ipvlan","Addr":"unix://`+elsewhere+`/td-ipvlan.sock"}`), 0o644))
@@ -73,8 +78,41 @@ func TestSocketDown(t *testing.T) {
 	site := testSite(t)
 	found := site.examine(t, "socket")
 	has(t, found, Skipped, site.Socket+" isn't there")
-	works(t, os.WriteFile(site.Socket, nil, 0o600))
-	has(t, site.examine(t, "socket"), Fault, "no socket but something else", "remove it")
+}
+
+// What is no socket is told once, and nobody is told to end what doesn't run.
+func TestSocketIsNone(t *testing.T) {
+	site := testSite(t)
+	for _, make := range []func() error{
+		func() error { return os.WriteFile(site.Socket, nil, 0o600) },
+		func() error { return os.Mkdir(site.Socket, 0o700) },
+	} {
+		works(t, make())
+		only(t, site.examine(t, "socket"), Fault, "no socket but something else", "remove it, then as root: oam-docker-ipam server")
+		works(t, os.Remove(site.Socket))
+	}
+	playUnits(t, unitInactive)
+	works(t, os.Mkdir(site.Socket, 0o700))
+	only(t, site.examine(t, "socket"), Fault, "remove it, then systemctl start oam-docker-ipam")
+}
+
+// The kernel takes no longer path, whoever is there.
+func TestSocketTooLong(t *testing.T) {
+	site := testSite(t)
+	site.Socket = pluginFolder + "/" + strings.Repeat("t", longest-len(pluginFolder)-len("/.sock")+1) + ".sock"
+	found := site.examine(t, "daemon", "socket")
+	has(t, found, Fault, site.Socket+" has 108 bytes", "the path of a socket has at most 107 bytes", "PLUGIN_SOCKET")
+	has(t, found, Skipped, "see the daemon")
+
+	site = testSite(t)
+	long := pluginFolder + "/" + strings.Repeat("t", 108)
+	site.SocketOf = func(d lease.Driver) string {
+		if d.SharedMAC {
+			return long
+		}
+		return site.Socket
+	}
+	has(t, site.examine(t, "socket"), Fault, long, "at most 107 bytes")
 }
 
 // Sockets that nobody serves make engines wait.
@@ -100,9 +138,9 @@ func TestSocketOfAnother(t *testing.T) {
 	other.Start()
 	defer other.Close()
 	works(t, os.Chmod(path, 0o600))
-	only(t, site.examine(t, "socket"), Fault, "another plugin: VolumeDriver", "DRIVER_NAME")
+	only(t, site.examine(t, "socket"), Fault, "another plugin serves "+path+": VolumeDriver", "DRIVER_NAME")
 	other.Config.Handler = http.NotFoundHandler()
-	only(t, site.examine(t, "socket"), Fault, "doesn't answer as a plugin")
+	only(t, site.examine(t, "socket"), Fault, "another program serves "+path, "end that program")
 }
 
 func TestSocketUnit(t *testing.T) {

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -15,6 +17,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/talkingdata/oam-docker-ipam/lease"
 	"github.com/talkingdata/oam-docker-ipam/server"
@@ -120,7 +124,7 @@ func (s Site) examine(t *testing.T, names ...string) (found []Finding) {
 	p.run(t.Context(), check{"daemon", meet}, checkTime)
 	for _, c := range checks {
 		if slices.Contains(names, c.name) {
-			p.run(t.Context(), c, checkTime)
+			p.make(t.Context(), c)
 		}
 	}
 	for _, f := range found {
@@ -265,6 +269,36 @@ func TestChecksThatBreak(t *testing.T) {
 	})
 }
 
+// A check that tells nothing is a finding.
+func TestChecksThatTellNothing(t *testing.T) {
+	var found []Finding
+	p := &patient{tell: func(f Finding) { found = append(found, f) }}
+	p.make(t.Context(), check{"quiet", func(context.Context, *patient) {}})
+	only(t, found, Skipped, "nothing was there to check", "above")
+	found = nil
+	p.make(t.Context(), check{"well", func(_ context.Context, p *patient) { p.ok("it is") }})
+	only(t, found, OK, "it is")
+}
+
+// Root is told which of its rights it lacks.
+func TestLacking(t *testing.T) {
+	const all = 1<<41 - 1
+	for _, test := range []struct {
+		capabilities uint64
+		apart        bool
+		want         string
+	}{
+		{all, false, "sudo"},
+		{all &^ (1 << unix.CAP_NET_RAW), false, "root without CAP_NET_RAW: "},
+		{all &^ (1<<unix.CAP_NET_RAW | 1<<unix.CAP_SYS_PTRACE), true, "root without CAP_NET_RAW, CAP_SYS_PTRACE: "},
+		{all, true, "PID namespace"},
+	} {
+		if got := lacking(test.capabilities, test.apart); !strings.Contains(got, test.want) {
+			t.Errorf("%x, %v: %q, want %q", test.capabilities, test.apart, got, test.want)
+		}
+	}
+}
+
 // Nothing is told any more once the caller has gone.
 func TestExamineStops(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
@@ -285,7 +319,9 @@ func TestConfiguration(t *testing.T) {
 	site.fill(t)
 	only(t, site.examine(t, "configuration"), Warning, "network 192.0.2.0/24 has no DHCP server")
 
+	// Of networks nothing is said that isn't known.
 	site.Wrong = errors.New("configuration: file:3: DHCP_TIMEOUT=\"-1s\": want a time above zero")
+	site.GlobalErr = site.Wrong
 	only(t, site.examine(t, "configuration"), Fault, "file:3: DHCP_TIMEOUT", "config --check")
 }
 
@@ -361,13 +397,23 @@ func TestDaemonRuns(t *testing.T) {
 	has(t, site.examine(t, "daemon"), Warning, "isn't started at boot", "systemctl enable oam-docker-ipam")
 }
 
+// The servers of a configuration that can't be read aren't known, and none is
+// not what is said of them.
+func TestServersUnknown(t *testing.T) {
+	site := testSite(t)
+	site.Wrong, site.Global, site.GlobalErr = errors.New("line 3"), lease.Options{}, errors.New("line 3")
+	only(t, site.examine(t, "relay address"), Skipped, "isn't known", "correct it")
+	site.GlobalErr = nil
+	only(t, site.examine(t, "relay address"), Skipped, "no DHCP server and no interface")
+}
+
 // What the daemon holds comes whole: the checks of the network need all of it.
 func TestMeetsRunning(t *testing.T) {
 	site := testSite(t)
 	site.start(t, testLease)
 	p := &patient{Site: site}
 	meet(t.Context(), p)
-	if len(p.leases) != 1 || p.leases[0].Via != testLease.Via || string(p.leases[0].Agent) != string(testLease.Agent) || p.leases[0].Subnet != testPool.Subnet {
+	if !p.known || len(p.leases) != 1 || p.leases[0].Via != testLease.Via || string(p.leases[0].Agent) != string(testLease.Agent) || p.leases[0].Subnet != testPool.Subnet {
 		t.Errorf("met %+v", p.leases)
 	}
 	if len(p.pools) != 1 || p.pools[0].ID != testPool.ID || len(p.pools[0].InForce.Servers) != 1 {
@@ -381,9 +427,52 @@ func TestMeetsStopped(t *testing.T) {
 	site.fill(t, testLease)
 	p := &patient{Site: site}
 	meet(t.Context(), p)
-	if p.health != nil || len(p.leases) != 1 || p.leases[0].State != "bound" || p.leases[0].Subnet != testPool.Subnet || len(p.pools) != 1 ||
+	if !p.known || p.health != nil || len(p.leases) != 1 || p.leases[0].State != "bound" || p.leases[0].Subnet != testPool.Subnet || len(p.pools) != 1 ||
 		len(p.pools[0].InForce.Servers) != 1 || p.pools[0].InForce.ClientID != lease.ClientIDAuto || p.pools[0].Leases["bound"] != 1 {
 		t.Errorf("met %+v, %+v", p.leases, p.pools)
+	}
+}
+
+// Whether there are networks and leases is known from one of the two only.
+func TestMeetsNobody(t *testing.T) {
+	site := testSite(t)
+	knows := func() bool {
+		p := &patient{Site: site}
+		meet(t.Context(), p)
+		return p.known
+	}
+	if !knows() {
+		t.Error("not known of a daemon that hasn't run yet")
+	}
+	db, err := store.Open(site.DataDir)
+	works(t, err)
+	if knows() {
+		t.Error("known of a locked database")
+	}
+	works(t, db.Close())
+	if !knows() {
+		t.Error("not known of a database")
+	}
+	site.DataDir = ""
+	if knows() {
+		t.Error("known of nothing")
+	}
+}
+
+// What a failed start has logged is told with it, and only that.
+func TestDaemonsLastWords(t *testing.T) {
+	site := testSite(t)
+	failed := strings.NewReplacer("inactive", "failed", "success", "exit-code").Replace(unitInactive) + "\nInvocationID=c0ffee"
+	playUnits(t, failed, socketUnitOf("inactive"))
+	folder := t.TempDir()
+	works(t, os.WriteFile(filepath.Join(folder, "journalctl"), []byte("#!/bin/sh\ncase \"$*\" in *=err*=c0ffee) echo 'configuration: line 3'; esac\n"), 0o755))
+	t.Setenv("PATH", folder+":"+os.Getenv("PATH"))
+	only(t, site.examine(t, "daemon"), Fault, `systemd: failed, exit-code), its last error "configuration: line 3"`, "journalctl")
+	playUnits(t, strings.Replace(failed, "exit-code", "success", 1), socketUnitOf("inactive"))
+	for _, f := range site.examine(t, "daemon") {
+		if strings.Contains(f.Found, "line 3") {
+			t.Errorf("found %+v of a daemon that was stopped", f)
+		}
 	}
 }
 
@@ -448,6 +537,24 @@ func TestDaemonRefuses(t *testing.T) {
 	only(t, site.examine(t, "daemon"), Fault, "doesn't start: configuration: line 7 is wrong")
 	stop()
 	<-refused
+}
+
+// Another program on the daemon's socket is told as such.
+func TestDaemonIsAnother(t *testing.T) {
+	site := testSite(t)
+	other := &httptest.Server{Listener: listenAt(t, site.Socket), Config: &http.Server{Handler: http.NotFoundHandler()}}
+	other.Start()
+	defer other.Close()
+	only(t, site.examine(t, "daemon"), Fault, "another program serves "+site.Socket, "end that program")
+	other.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/Plugin.Activate" {
+			http.NotFound(w, r)
+			return
+		}
+		w.Write([]byte(`{"Implements":["IpamDriver"]}`))
+	})
+	// Such as the daemon's former version.
+	only(t, site.examine(t, "daemon"), Fault, "the daemon answers 404", "start it again")
 }
 
 func TestDaemonHangs(t *testing.T) {

@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"context"
+	"fmt"
 	"os/exec"
 	"slices"
 	"strings"
@@ -30,7 +31,7 @@ const askTime = 3 * time.Second
 func askSystemd(ctx context.Context) units {
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
-	const properties = "--property=Id,LoadState,ActiveState,SubState,Result,UnitFileState,NRestarts,User,Listen"
+	const properties = "--property=Id,LoadState,ActiveState,SubState,Result,UnitFileState,NRestarts,User,Listen,InvocationID"
 	cmd := exec.CommandContext(ctx, "systemctl", "show", properties, serviceUnit, socketUnit, dockerUnit, dockerPlug)
 	cmd.WaitDelay = time.Second
 	out, err := cmd.Output()
@@ -71,14 +72,44 @@ func (u units) asleep(service, socket string) bool {
 	return u[service].is("ActiveState", "inactive", "failed", "deactivating") && u[socket].is("ActiveState", "active")
 }
 
+// lastWordsTime bounds the search in the journal, which may be large.
+const lastWordsTime = 2 * time.Second
+
+// why is what systemd says of a service that doesn't run, with the last error
+// that this run of it has logged.
+func (u units) why(ctx context.Context) string {
+	service := u[serviceUnit]
+	if !service.there() || service.is("ActiveState", "active") {
+		return ""
+	}
+	why := fmt.Sprintf(" (systemd: %s, %s)", service.get("ActiveState"), service.get("Result"))
+	run := service.get("InvocationID")
+	if run == "" || service.is("Result", "success") {
+		return why
+	}
+	ctx, cancel := context.WithTimeout(ctx, lastWordsTime)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "journalctl", "--quiet", "--no-pager", "--lines=1", "--priority=err", "--output=cat", "_SYSTEMD_INVOCATION_ID="+run)
+	cmd.WaitDelay = time.Second
+	// Without a journal there are none.
+	out, _ := cmd.Output()
+	if words := strings.TrimSpace(string(out)); words != "" {
+		why += fmt.Sprintf(", its last error %q", words)
+	}
+	return why
+}
+
 // how is the command that starts, restarts or reloads the daemon.
 func (p *patient) how(verb string) string {
 	switch {
 	case p.units[serviceUnit].there():
+		if verb == "restart" && p.down() {
+			verb = "start"
+		}
 		return "systemctl " + verb + " oam-docker-ipam"
 	case verb == "reload":
 		return "send it SIGHUP (kill -HUP PID)"
-	case verb == "restart":
+	case verb == "restart" && !p.down():
 		return "end it (kill PID) and start it again as it was started"
 	}
 	return "as root: oam-docker-ipam server"

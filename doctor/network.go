@@ -244,64 +244,109 @@ func (p *patient) setting(n *need, option string) string {
 
 // enumerate names at most some of many.
 func enumerate(what string, names []string) string {
-	const most = 3
 	if len(names) > 1 {
 		what += "s"
 	}
+	return what + " " + some(names)
+}
+
+// some are the first of many.
+func some(names []string) string {
+	const most = 3
 	if more := len(names) - most; more > 0 {
 		names = append(slices.Clone(names[:most]), fmt.Sprintf("%d more", more))
 	}
-	return what + " " + strings.Join(names, ", ")
+	return strings.Join(names, ", ")
 }
 
 // checkRelay: are the relay addresses this host's, and can the interfaces be used
 // on which servers are asked by broadcast?
 func checkRelay(ctx context.Context, p *patient) {
 	n := survey(ctx, p)
+	if len(n.needs) == 0 && p.GlobalErr != nil {
+		p.skip("which DHCP servers are to be asked isn't known: the configuration can't be used", "correct it, see above")
+		return
+	}
 	if len(n.needs) == 0 {
 		p.skip("no DHCP server and no interface to ask on is configured", "the configuration's finding above says how")
 		return
 	}
-	told := map[netip.Addr]bool{}
 	for _, w := range n.ways {
-		switch relay := w.relay.Addr(); {
+		on, here := n.hosts[w.relay.Addr()]
+		switch {
 		case w.iface != "":
 			w.blocked = !p.checkInterface(w.iface)
-		case w.noWay != nil:
-			if !told[relay] {
-				p.skip("none: there is no route to the servers, by which it is chosen", "mend the route, see below")
-			}
-			told[relay] = true
-		default:
-			on, here := n.hosts[relay]
-			w.blocked = !here || on.Flags&net.FlagUp == 0
-			if !told[relay] {
-				p.checkRelayAddress(w)
-			}
-			told[relay] = true
+		case w.noWay == nil:
+			w.blocked = !here || on.Flags&net.FlagUp == 0 || n.confined(w)
 		}
+	}
+	told := map[netip.Addr]bool{}
+	for _, w := range n.ways {
+		relay := w.relay.Addr()
+		if w.iface != "" || told[relay] {
+			continue
+		}
+		told[relay] = true
+		if w.noWay != nil {
+			p.skip("none: there is no route to the servers, by which it is chosen", "mend the route, see below")
+			continue
+		}
+		p.checkRelayAddress(w)
 	}
 }
 
+// confined reports whether a way's relay address is one of this host's loopback,
+// and its server elsewhere.
+func (n *network) confined(w *way) bool {
+	_, here := n.hosts[w.to.Addr()]
+	return w.relay.Addr().IsLoopback() && !here && !w.to.Addr().IsLoopback()
+}
+
+// checkRelayAddress tells of the relay address of a way, and of all ways that
+// have it.
 func (p *patient) checkRelayAddress(w *way) {
 	relay := w.relay.Addr()
 	set := w.needs[0].options.Relay == relay
 	by := p.setting(w.needs[0], "listen_addr")
 	on, here := p.net.hosts[relay]
+	var confined *way
+	spare := true
+	for _, other := range p.net.ways {
+		if other.iface != "" || other.relay.Addr() != relay {
+			continue
+		}
+		spare = spare && other.spare(func(w *way) bool { return !w.blocked && w.noWay == nil })
+		if p.net.confined(other) {
+			confined = other
+		}
+	}
+	var f Finding
 	switch {
 	case !here:
-		p.tellOf(w, wrong(fmt.Sprintf("correct %s, or bring the address up: ip address add %s/PREFIXLENGTH dev INTERFACE", by, relay),
-			"relay address %s is not an address of this host, which has %s", relay, p.net.listed()))
+		f = wrong(fmt.Sprintf("correct %s, or bring the address up: ip address add %s/PREFIXLENGTH dev INTERFACE", by, relay),
+			"relay address %s is not an address of this host, which has %s", relay, p.net.listed())
 	case on.Flags&net.FlagUp == 0:
-		p.tellOf(w, wrong("ip link set "+on.Name+" up", "relay address %s is on %s, which is down", relay, on.Name))
+		f = wrong("ip link set "+on.Name+" up", "relay address %s is on %s, which is down", relay, on.Name)
+	case confined != nil:
+		f = wrong(fmt.Sprintf("set %s to an address at which servers reach this host, which has %s", by, p.net.listed()),
+			"relay address %s is loopback: %s can't answer there", relay, confined)
 	case on.Flags&net.FlagRunning == 0:
-		p.tellOf(w, wrong(fmt.Sprintf("plug the cable of %s in, bring its other end up (ethtool %[1]s), or set %s to an address of another interface", on.Name, by),
-			"relay address %s is on %s, which has no link", relay, on.Name))
+		// Hosts answer at an address whose interface has no link. If this one's way
+		// is cut, that is the finding of the servers' answers.
+		p.warn(fmt.Sprintf("relay address %s is on %s, which has no link", relay, on.Name),
+			fmt.Sprintf("plug the cable of %s in, bring its other end up (ethtool %[1]s), or set %s to an address of another interface", on.Name, by))
+		return
 	case set:
 		p.ok("%s, on %s", relay, on.Name)
+		return
 	default:
 		p.ok("%s, on %s, chosen by the route to %s", relay, on.Name, w)
+		return
 	}
+	if spare {
+		f.Status = Warning
+	}
+	p.tellOf(w, f)
 }
 
 // checkInterface reports whether it can be used, as far as that is known.
@@ -378,14 +423,19 @@ func (n *network) checkRouteOf(p *patient, w *way) Finding {
 	r, err := route{}, w.noWay
 	on, here := n.hosts[relay]
 	if err == nil {
-		// Of an address that isn't here nothing can be sent.
+		// Of an address that can't be used nothing can be sent.
 		from := relay
-		if !here {
+		if !here || w.blocked {
 			from = netip.Addr{}
 		}
 		r, err = routeTo(server, from)
 	}
 	switch {
+	case errors.Is(err, errRejected):
+		return Finding{
+			Status: Fault, Found: fmt.Sprintf("no route to %s: %v", w, err),
+			Advice: "ip route show table all | grep -E 'blackhole|unreachable|prohibit' and ip rule show it: take it back, or add a narrower route to the server",
+		}
 	case err != nil:
 		return Finding{
 			Status: Fault, Found: fmt.Sprintf("no route to %s: %v", w, err),

@@ -1,6 +1,8 @@
 package doctor
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,8 +27,15 @@ var silentTime = 4500 * time.Millisecond
 const (
 	// slow is an offer's time from which a server makes starts slow.
 	slow = time.Second
-	// atOnce bounds the probes that run at the same time.
-	atOnce = 32
+	// atOnce bounds the probes that run at the same time, eachAtOnce those of one
+	// server: it has others to serve.
+	atOnce     = 32
+	eachAtOnce = 4
+	// slowTime is how long a slow server is asked, one question after the other:
+	// whoever waits for it meanwhile waits longer.
+	slowTime = 8 * time.Second
+	// afterwards is what the check needs when its last probe is over.
+	afterwards = 2 * time.Second
 )
 
 // trial is one probe: DISCOVERs on one way until the first offer.
@@ -34,8 +43,7 @@ type trial struct {
 	*way
 	network *lease.PoolStatus // whose subnet was asked for; nil: none
 	as      lease.Lease       // in whose name; zero: this host's
-	within  time.Duration
-	pings   bool // the server is pinged meanwhile
+	pings   bool              // the server is pinged meanwhile
 
 	offers []lease.Offer
 	err    error
@@ -51,7 +59,7 @@ type trial struct {
 func (t *trial) stranger() bool { return t.as.MAC == lease.MAC{} }
 
 func newObserver() *dhcp.Client {
-	return dhcp.NewObserver(lease.Options{}, slog.New(slog.DiscardHandler))
+	return dhcp.NewProber(lease.Options{}, slog.New(slog.DiscardHandler))
 }
 
 // checkAnswer asks each server, and where it is silent finds out how far
@@ -79,21 +87,34 @@ func checkAnswer(ctx context.Context, p *patient) {
 	defer witness.Close()
 	n.ask(ctx, p, ways)
 	if ctx.Err() != nil {
+		p.skip("the time of this check was up before it was known who answers", "try again when this host is less busy")
 		return
 	}
 	n.notice(witness.Seen())
 	found := map[*way]Finding{}
+	var unasked []string
 	for _, w := range ways {
-		found[w] = n.checkAnswerOf(p, w)
+		if n.tried(w) {
+			found[w] = n.checkAnswerOf(p, w)
+		} else if name := w.String(); !slices.Contains(unasked, name) {
+			unasked = append(unasked, name)
+		}
 	}
 	works := func(w *way) bool { s := found[w].Status; return s == OK || s == Warning }
 	for _, w := range ways {
-		f := found[w]
+		f, tried := found[w]
+		if !tried {
+			continue
+		}
 		if f.Status == Fault && w.spare(works) {
 			f.Status = Warning
 		}
 		p.tellOf(w, f)
 		p.checkRecord(w, works(w))
+	}
+	if unasked != nil {
+		p.skip(fmt.Sprintf("%s not asked from every relay address: the time of this check was up, or they are slow: %s", plural(len(unasked), "server"), some(unasked)),
+			"mend what the others have, then run it again")
 	}
 	n.checkAgreement(p)
 }
@@ -108,46 +129,109 @@ func (w *way) networks() (networks []lease.PoolStatus) {
 	return networks
 }
 
-// ask makes the trials: on each way one for a network, then those for the
-// others, and where there was no offer one in the name of a lease.
+// ask makes the trials, of all servers at the same time.
 func (n *network) ask(ctx context.Context, p *patient, ways []*way) {
 	observer := newObserver()
 	defer observer.Close()
-	var first []*trial
+	var asked []*interview
+	places := make(chan struct{}, atOnce)
 	for _, w := range ways {
-		t := &trial{way: w, within: silentTime, pings: true}
+		at := slices.IndexFunc(asked, func(i *interview) bool { return i.ways[0].asks(w) })
+		if at < 0 {
+			at = len(asked)
+			asked = append(asked, &interview{observer: observer, places: places})
+			if end, bound := ctx.Deadline(); bound {
+				asked[at].end = end.Add(-silentTime - afterwards)
+			}
+		}
+		asked[at].ways = append(asked[at].ways, w)
+	}
+	var all sync.WaitGroup
+	for _, i := range asked {
+		all.Go(func() { i.hold(ctx, p) })
+	}
+	all.Wait()
+	for _, i := range asked {
+		n.trials = append(n.trials, i.trials...)
+	}
+}
+
+// asks reports whether another way leads to the same servers.
+func (w *way) asks(other *way) bool { return w.iface == other.iface && w.to == other.to }
+
+// interview is all trials of one server, or of those of one LAN.
+type interview struct {
+	ways     []*way
+	observer *dhcp.Client
+	places   chan struct{} // of the trials that run
+	end      time.Time     // when the last one may begin; zero: any time
+	began    time.Time
+	trials   []*trial // that are over
+}
+
+// hold makes the trials: on each way one for a network, then those for the
+// others, and where there was no offer one in the name of a lease.
+func (i *interview) hold(ctx context.Context, p *patient) {
+	i.began = time.Now()
+	var first []*trial
+	for _, w := range i.ways {
+		t := &trial{way: w, pings: true}
 		if networks := w.networks(); len(networks) > 0 {
 			t.network = &networks[0]
 		}
 		first = append(first, t)
 	}
-	n.try(ctx, observer, first)
-	var second []*trial
-	for _, t := range first {
+	i.try(ctx, first)
+	var second, known []*trial
+	for _, t := range i.trials {
 		networks := t.networks()
-		if len(networks) == 0 {
-			continue
+		for at := range networks[min(1, len(networks)):] {
+			second = append(second, &trial{way: t.way, network: &networks[1+at]})
 		}
-		within := silentTime
-		if len(t.offers) > 0 && t.offers[0].After > slow {
-			// Such a server pings for one client after the other.
-			within = min(3*silentTime, silentTime+time.Duration(len(networks))*t.offers[0].After)
-		}
-		for i := range networks[1:] {
-			second = append(second, &trial{way: t.way, network: &networks[1+i], within: within})
-		}
-		if l := p.leaseOf(t); len(t.offers) == 0 && l.Addr().IsValid() {
-			second = append(second, &trial{way: t.way, network: t.network, as: l, within: within})
+		if again := p.again(t); again != nil {
+			known = append(known, again)
 		}
 	}
-	n.try(ctx, observer, second)
+	second = append(known, second...)
+	if !offered(i.trials) {
+		// A server that is dead needs no more.
+		second = second[:min(len(second), eachAtOnce)]
+	}
+	i.try(ctx, second)
 	var third []*trial
-	for _, t := range second {
-		if l := p.leaseOf(t); t.stranger() && len(t.offers) == 0 && l.Addr().IsValid() && n.answers(t.way) {
-			third = append(third, &trial{way: t.way, network: t.network, as: l, within: silentTime})
+	for _, t := range i.trials[min(len(first), len(i.trials)):] {
+		if again := p.again(t); again != nil && offered(of(t.way, i.trials)) {
+			third = append(third, again)
 		}
 	}
-	n.try(ctx, observer, third)
+	i.try(ctx, third)
+}
+
+// again is a silent trial in the name of a lease, nil where it wouldn't tell
+// more.
+func (p *patient) again(t *trial) *trial {
+	if len(t.offers) > 0 || !t.stranger() || t.network == nil {
+		return nil
+	}
+	if l := p.leaseOf(t); l.Addr().IsValid() {
+		return &trial{way: t.way, network: t.network, as: l}
+	}
+	return nil
+}
+
+// of are those of some trials that went one way.
+func of(w *way, trials []*trial) []*trial {
+	return slices.DeleteFunc(slices.Clone(trials), func(t *trial) bool { return t.way != w })
+}
+
+// offered reports whether one of some trials had an offer.
+func offered(trials []*trial) bool {
+	return slices.ContainsFunc(trials, func(t *trial) bool { return len(t.offers) > 0 })
+}
+
+// late reports whether one of some trials had an offer, but a slow one.
+func late(trials []*trial) bool {
+	return slices.ContainsFunc(trials, func(t *trial) bool { return len(t.offers) > 0 && t.offers[0].After > slow })
 }
 
 // leaseOf is a lease in force of a trial's network and server, zero where there
@@ -162,23 +246,43 @@ func (p *patient) leaseOf(t *trial) lease.Lease {
 	return lease.Lease{}
 }
 
-// try runs trials at the same time.
-func (n *network) try(ctx context.Context, observer *dhcp.Client, trials []*trial) {
-	places := make(chan struct{}, atOnce)
-	var all sync.WaitGroup
-	for _, t := range trials {
-		all.Go(func() {
-			places <- struct{}{}
-			defer func() { <-places }()
-			t.run(ctx, observer)
-		})
+// try runs trials: the interview's first one alone, since it tells whether the
+// server is slow, then several at the same time. Those for which there is no
+// time are left out.
+func (i *interview) try(ctx context.Context, trials []*trial) {
+	over := make(chan *trial)
+	running := 0
+	for {
+		width := eachAtOnce
+		if len(i.trials) == 0 || late(i.trials) {
+			width = 1
+		}
+		for running < width && len(trials) > 0 {
+			i.places <- struct{}{}
+			if !i.end.IsZero() && time.Now().After(i.end) || late(i.trials) && time.Since(i.began) > slowTime {
+				<-i.places
+				trials = nil
+				break
+			}
+			t := trials[0]
+			trials = trials[1:]
+			running++
+			go func() {
+				t.run(ctx, i.observer)
+				<-i.places
+				over <- t
+			}()
+		}
+		if running == 0 {
+			return
+		}
+		i.trials = append(i.trials, <-over)
+		running--
 	}
-	all.Wait()
-	n.trials = append(n.trials, trials...)
 }
 
 func (t *trial) run(ctx context.Context, observer *dhcp.Client) {
-	ctx, cancel := context.WithTimeout(ctx, t.within)
+	ctx, cancel := context.WithTimeout(ctx, silentTime)
 	defer cancel()
 	pool := lease.Pool{Options: t.needs[0].options}
 	if t.network != nil {
@@ -239,7 +343,7 @@ func (n *network) notice(seen []dhcp.Sighting) {
 		for _, s := range seen {
 			lost := s.Unreachable != nil && s.Unreachable.From == t.relay && s.Unreachable.To == t.to
 			own := s.Unreachable == nil && s.XID == t.xid && t.xid != 0
-			if own {
+			if own && !s.Reply {
 				mac = s.MAC
 			}
 			stray := s.Reply && !xids[s.XID] && s.MAC == mac && s.From.Addr() == t.to.Addr() && s.To.Addr() == t.relay.Addr()
@@ -250,24 +354,30 @@ func (n *network) notice(seen []dhcp.Sighting) {
 	}
 }
 
+// tried reports whether a way was tried.
+func (n *network) tried(w *way) bool { return len(of(w, n.trials)) > 0 }
+
 // answers reports whether a way's servers have answered anything.
-func (n *network) answers(w *way) bool {
-	return slices.ContainsFunc(n.trials, func(t *trial) bool { return t.way == w && len(t.offers) > 0 })
+func (n *network) answers(w *way) bool { return offered(of(w, n.trials)) }
+
+// slow reports whether the servers of a way have made somebody wait.
+func (n *network) slow(w *way) bool {
+	return late(slices.DeleteFunc(slices.Clone(n.trials), func(t *trial) bool { return !t.asks(w) }))
 }
 
-// checkAnswerOf tells what came of asking on one way.
+// checkAnswerOf tells what came of asking on one way, which was tried.
 func (n *network) checkAnswerOf(p *patient, w *way) Finding {
-	var silent *trial
-	for _, t := range n.trials {
-		switch {
-		case t.way != w:
-		case len(t.offers) > 0:
-			return answered(t)
-		case silent == nil:
-			silent = t
-		}
+	trials := of(w, n.trials)
+	if at := slices.IndexFunc(trials, func(t *trial) bool { return len(t.offers) > 0 }); at >= 0 {
+		return answered(trials[at])
 	}
+	silent := trials[0]
 	f := silent.diagnose()
+	if f.Status == Fault && n.slow(w) {
+		// It may have been busy with the other questions.
+		f.Status = Warning
+		f.Found += "; it is slow to answer others"
+	}
 	if f.Status == Fault {
 		if last := p.lastAnswer(w); !last.IsZero() {
 			f.Found += "; the daemon had its last answer at " + last.Local().Format(time.DateTime)
@@ -314,6 +424,8 @@ func (t *trial) journey() (j journey) {
 			j.refused = &s
 		case s.Reply && !s.Out && s.At.After(t.ended):
 			j.late = &s
+		case s.Reply && !s.Out && j.came != nil && j.came.Type == "offer" && s.Type != "offer":
+			// What explains the silence is the OFFER that wasn't taken.
 		case s.Reply && !s.Out:
 			// Of a bridge and its port, the bridge is where the kernel looks at it.
 			j.came = &s
@@ -335,17 +447,17 @@ func (t *trial) diagnose() Finding {
 	var silence *dhcp.Silence
 	switch {
 	case j.came != nil:
-		return t.kept(*j.came)
+		return t.kept(*j.came, j.left)
 	case errors.Is(t.err, unix.EPERM):
-		return wrong(letPass("OUTPUT", t.relay, t.to), "%s isn't asked: this host's own firewall drops DISCOVERs from %s to UDP port %d of %s (sending fails: %v)",
+		return wrong(letPass("OUTPUT", "raw/mangle OUTPUT, or mangle POSTROUTING", t.relay, t.to), "%s isn't asked: this host's own firewall drops DISCOVERs from %s to UDP port %d of %s (sending fails: %v)",
 			t.way, t.relay.Addr(), t.to.Port(), t.to.Addr(), unix.EPERM)
 	case !errors.As(t.err, &silence):
 		return wrong("oam-docker-ipam discover --debug tries the same by hand", "%s can't be asked: %v", t.way, t.err)
 	case j.late != nil:
-		return wrong(whySlow, "%s answers too late: its OFFER came more than %s after the first DISCOVER", t.way, took(t.within))
+		return wrong(whySlow, "%s answers too late: its %s came more than %s after the first DISCOVER", t.way, strings.ToUpper(cmp.Or(j.late.Type, "answer")), took(silentTime))
 	case t.iface != "":
 		return wrong(fmt.Sprintf("is %s in the LAN and VLAN of the DHCP server, or is there a relay agent? Is the switch's port forwarding (spanning tree takes up to 50 s), does DHCP snooping trust the server's port, has the server free addresses for unknown clients? tcpdump -ni %[1]s udp port 67 or udp port 68 shows all that passes", t.iface),
-			"no DHCP server answers on the LAN of %s: DISCOVERs were broadcast for %s, and nothing came back", t.iface, took(t.within))
+			"no DHCP server answers on the LAN of %s: DISCOVERs were broadcast for %s, and nothing came back", t.iface, took(silentTime))
 	}
 	return t.unanswered(j)
 }
@@ -382,7 +494,7 @@ func (t *trial) unanswered(j journey) Finding {
 		return wrong("a rule or queue of this host takes them: nft list ruleset, iptables-save, ip rule, tc -s qdisc show dev "+r.iface,
 			"%s: this host sent DISCOVERs, but none left on %s", silent, r.iface)
 	}
-	gone := fmt.Sprintf("%s: %s left on %s within %s, and nothing came back", silent, plural(j.sent, "DISCOVER"), j.left.Interface, took(t.within))
+	gone := fmt.Sprintf("%s: %s left on %s within %s, and nothing came back", silent, plural(j.sent, "DISCOVER"), j.left.Interface, took(silentTime))
 	var other netip.Addr // that the server answers
 	for from, answers := range t.pinged {
 		if answers && from != relay {
@@ -438,19 +550,29 @@ func (t *trial) unreachable(answered string, s dhcp.Sighting) Finding {
 	return f
 }
 
-// kept says why an answer that came to this host on the wire was not received.
-func (t *trial) kept(s dhcp.Sighting) Finding {
+// kept says why an answer that came to this host on the wire was not received,
+// to a DISCOVER that is nil if it was not seen to leave.
+func (t *trial) kept(s dhcp.Sighting, to *dhcp.Sighting) Finding {
 	relay := t.relay.Addr()
-	came := fmt.Sprintf("%s answers: its OFFER comes in on %s, from %s to %s", t.way, s.Interface, s.From, s.To)
+	const culprit = "correct or update the server, or what relays its messages"
+	came := fmt.Sprintf("%s answers: its %s comes in on %s, from %s to %s", t.way, strings.ToUpper(cmp.Or(s.Type, "message without a type")), s.Interface, s.From, s.To)
 	switch {
 	case s.Flaw != nil:
 		return wrong("correct the server's configuration, or update it; oam-docker-ipam capture -o file.pcapng shows the packet", "%s, but no client can use it: %v", came, s.Flaw)
 	case s.XID != t.xid:
-		return wrong("correct or update the server, or what relays its messages", "%s, but with the transaction ID %08x instead of %08x", came, s.XID, t.xid)
+		return wrong(culprit, "%s, but with the transaction ID %08x instead of %08x", came, s.XID, t.xid)
+	case s.Type != "offer":
+		return wrong("correct or update the server; its log says why it does so", "%s, and that is no answer to a DISCOVER", came)
+	case to != nil && s.MAC != to.MAC:
+		return wrong(culprit, "%s, but for the client %s (chaddr) instead of %s", came, s.MAC, to.MAC)
+	case to != nil && s.ClientID != nil && !bytes.Equal(s.ClientID, to.ClientID):
+		return wrong(culprit+": it has to echo the client identifier, or leave it out (RFC 6842)", "%s, but for the client identifier %x (option 61) instead of %x", came, s.ClientID, to.ClientID)
 	case t.iface != "":
-		return wrong("a rule on that interface drops it (tc, nft netdev), or the server echoes another client identifier", "%s, but not to this client", came)
+		return wrong("a rule on that interface drops it (tc, nft netdev)", "%s, but not to this client", came)
 	case s.Relay != relay:
 		return wrong("another relay agent or NAT on the way rewrites it: let it leave relayed messages alone", "%s, but for the relay address %s instead of %s (giaddr)", came, s.Relay, relay)
+	case s.To.Addr() == relay && s.To != t.relay && t.relay.Port() == lease.ServerPort:
+		return wrong("let the server answer relay agents at their port 67, as RFC 2131 section 4.1 has it; NAT on the way may rewrite it too", "%s, instead of %s", came, t.relay)
 	case s.To.Addr() == relay && s.To != t.relay:
 		return wrong(fmt.Sprintf("set LISTEN_PORT=%d: only servers that know RFC 8357, such as Kea, answer to another port; ISC dhcpd and dnsmasq don't", lease.ServerPort), "%s, instead of %s", came, t.relay)
 	case s.To != t.relay:
@@ -466,15 +588,16 @@ func (t *trial) kept(s dhcp.Sighting) Finding {
 		return wrong(fmt.Sprintf("sysctl -w net.ipv4.conf.%s.rp_filter=2 (and in /etc/sysctl.d), or route %s out of %s", strings.ReplaceAll(s.Interface, ".", "/"), s.From.Addr(), s.Interface),
 			"%s, and the kernel's reverse path filter drops it: rp_filter is %d for all and %d for %s, and the route to %s %s", came, all, own, s.Interface, s.From.Addr(), route)
 	}
-	return wrong(letPass("INPUT", s.From, s.To), "%s, and this host's own firewall drops it", came)
+	return wrong(letPass("INPUT", "raw/mangle PREROUTING", s.From, s.To), "%s, and this host's own firewall drops it", came)
 }
 
 // letPass is the advice about a firewall of this host, by the tools that it has.
-func letPass(chain string, from, to netip.AddrPort) string {
+// The rule may be in a chain, where another one before it helps, or elsewhere.
+func letPass(chain, elsewhere string, from, to netip.AddrPort) string {
 	var ways []string
 	for _, tool := range []struct{ name, way string }{
-		{"iptables", fmt.Sprintf("iptables -I %s -p udp -s %s -d %s --dport %d -j ACCEPT; iptables -nvL %[1]s counts what each rule drops", chain, from.Addr(), to.Addr(), to.Port())},
-		{"nft", fmt.Sprintf("nft list ruleset shows the rule of the %s hook that drops it; before it: ip saddr %s ip daddr %s udp dport %d accept", strings.ToLower(chain), from.Addr(), to.Addr(), to.Port())},
+		{"iptables", fmt.Sprintf("iptables-save -c | grep -E 'DROP|REJECT' counts what each rule drops: in %s, or %s. If in %[1]s: iptables -I %[1]s -p udp -s %[3]s -d %[4]s --dport %[5]d -j ACCEPT", chain, elsewhere, from.Addr(), to.Addr(), to.Port())},
+		{"nft", fmt.Sprintf("nft list ruleset shows the rule that drops it: in %s, or %s; before it: ip saddr %s ip daddr %s udp dport %d accept", chain, elsewhere, from.Addr(), to.Addr(), to.Port())},
 	} {
 		if _, err := exec.LookPath(tool.name); err == nil {
 			ways = append(ways, tool.way)

@@ -43,11 +43,22 @@ func (r route) next(to netip.Addr) netip.Addr {
 	return to
 }
 
+// errRejected: a route, or a rule, is there to reject what goes somewhere.
+var errRejected = errors.New("its routing table rejects it")
+
+// rejections are the kinds of such routes, by the kernel's answer.
+var rejections = map[unix.Errno]string{unix.EINVAL: "blackhole", unix.EHOSTUNREACH: "unreachable", unix.EACCES: "prohibit"}
+
 // routeTo asks the kernel for its route to an address, from another one unless
-// that is zero. No packet is sent.
+// that is zero, and where it isn't must be one of this host's that leads out of
+// it. No packet is sent.
 func routeTo(to, from netip.Addr) (route, error) {
 	routes, err := netlink.RouteGetWithOptions(to.AsSlice(), &netlink.RouteGetOptions{SrcAddr: from.AsSlice()})
+	var errno unix.Errno
+	errors.As(err, &errno)
 	switch {
+	case rejections[errno] != "":
+		return route{}, fmt.Errorf("%w: a %s route (%w)", errRejected, rejections[errno], errno)
 	case errors.Is(err, unix.ENETUNREACH):
 		return route{}, errors.New("this host has none (network is unreachable)")
 	case err != nil:

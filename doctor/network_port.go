@@ -2,13 +2,12 @@ package doctor
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 
 	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
@@ -20,7 +19,9 @@ import (
 func checkPort(ctx context.Context, p *patient) {
 	n := survey(ctx, p)
 	told := map[netip.AddrPort]bool{}
+	unknown := false
 	for _, w := range n.ways {
+		unknown = unknown || w.noWay != nil
 		if w.iface != "" || w.noWay != nil || told[w.relay] {
 			continue
 		}
@@ -31,7 +32,10 @@ func checkPort(ctx context.Context, p *patient) {
 		}
 		p.tell(p.checkPortOf(w))
 	}
-	if len(told) == 0 && len(n.ways) > 0 {
+	switch {
+	case unknown:
+		p.skip("of the relay address that is chosen by the route to a server: not known without that", "mend the route, see below")
+	case len(told) == 0 && len(n.ways) > 0:
 		p.ok("none is needed: no server is asked as a relay agent")
 	}
 }
@@ -49,19 +53,22 @@ func (p *patient) checkPortOf(w *way) Finding {
 	if err != nil {
 		return Finding{Status: Skipped, Found: fmt.Sprintf("%s: who has it can't be told: %v", port, err), Advice: asRoot}
 	}
-	var ours bool
-	others := slices.DeleteFunc(slices.Clone(holders), func(h dhcp.Holder) bool {
-		daemon := p.health != nil && h.PID == p.health.PID
-		ours = ours || daemon
-		return daemon
-	})
-	if slices.ContainsFunc(others, func(h dhcp.Holder) bool { return h.PID == 0 }) {
+	if slices.ContainsFunc(holders, func(h dhcp.Holder) bool { return h.PID == 0 }) {
 		return Finding{Status: Skipped, Found: port + " is taken, and only root can see by whom", Advice: asRoot}
 	}
 	if p.health == nil {
-		return withoutDaemon(at, port, others)
+		return p.withoutDaemon(at, port, holders)
 	}
-	daemon := fmt.Sprintf("the daemon (pid %d)", p.health.PID)
+	pid := p.process()
+	if pid == 0 {
+		return p.withHiddenDaemon(at, port, holders)
+	}
+	var ours bool
+	others := slices.DeleteFunc(slices.Clone(holders), func(h dhcp.Holder) bool {
+		ours = ours || h.PID == pid
+		return h.PID == pid
+	})
+	daemon := fmt.Sprintf("the daemon (pid %d)", pid)
 	// Of several sockets the kernel chooses the one that is bound most narrowly.
 	rivals := slices.DeleteFunc(slices.Clone(others), func(h dhcp.Holder) bool { return h.Addr.IsUnspecified() })
 	switch {
@@ -75,7 +82,7 @@ func (p *patient) checkPortOf(w *way) Finding {
 	case ours:
 		return Finding{Status: OK, Found: fmt.Sprintf("%s is held by %s", port, daemon)}
 	}
-	raw, err := p.daemonMay(unix.CAP_NET_RAW)
+	raw, err := mayDo(pid, unix.CAP_NET_RAW)
 	if err != nil {
 		return Finding{Status: Skipped, Found: fmt.Sprintf("%s: what %s may do can't be told: %v", port, daemon, err), Advice: asRoot}
 	}
@@ -93,7 +100,7 @@ func (p *patient) checkPortOf(w *way) Finding {
 	case opened:
 		return Finding{Status: OK, Found: fmt.Sprintf("%s: %s reads it by a raw socket, since another program had it at its start", port, daemon)}
 	case at.Port() < unprivileged():
-		if bind, err := p.daemonMay(unix.CAP_NET_BIND_SERVICE); err == nil && !bind {
+		if bind, err := mayDo(pid, unix.CAP_NET_BIND_SERVICE); err == nil && !bind {
 			return Finding{
 				Status: Fault, Found: fmt.Sprintf("%s is free, but %s lacks CAP_NET_BIND_SERVICE to bind it", port, daemon),
 				Advice: "start the daemon by its unit, or as root; systemctl cat oam-docker-ipam shows what takes the right away",
@@ -109,35 +116,33 @@ func (p *patient) checkPortOf(w *way) Finding {
 	}
 }
 
-// withoutDaemon tells whether a daemon could bind a port now.
-func withoutDaemon(at netip.AddrPort, port string, others []dhcp.Holder) Finding {
-	err := tryBind(at)
+// withoutDaemon tells whether a daemon could open a port now. Nothing is bound for
+// that: it would take packets from whoever has the port, and a port that several
+// share can be bound all the same.
+func (p *patient) withoutDaemon(at netip.AddrPort, port string, holders []dhcp.Holder) Finding {
 	switch {
-	case err == nil && len(others) > 0:
-		return Finding{Status: OK, Found: fmt.Sprintf("%s is free; %s, which has that port of all other addresses, leaves it alone", port, named(others))}
-	case err == nil:
+	case len(holders) == 0:
 		return Finding{Status: OK, Found: port + " is free"}
-	case errors.Is(err, unix.EADDRINUSE) && len(others) > 0:
-		return Finding{
-			Status: Warning, Found: fmt.Sprintf("%s is taken by %s: a daemon can only read beside it, with CAP_NET_RAW", port, where(others)),
-			Advice: beside + "; or " + dropIn,
-		}
-	case errors.Is(err, unix.EACCES):
-		return Finding{Status: Skipped, Found: port + ": may not be bound, so that it isn't known whether it is free", Advice: asRoot}
+	case !holders[0].Addr.IsUnspecified() && p.opened(at):
+		return Finding{Status: Warning, Found: fmt.Sprintf("%s is taken by %s, and a daemon that isn't this one has opened it", port, named(holders)), Advice: "a daemon that hangs, or has another socket: see the daemon's finding above"}
 	}
-	return Finding{Status: Fault, Found: fmt.Sprintf("%s can't be bound: %v", port, err), Advice: "ss -ulpn shows who has it"}
+	return Finding{
+		Status: Warning, Found: fmt.Sprintf("%s is taken by %s: unless that shares it, a daemon can only read beside it, with CAP_NET_RAW", port, where(holders)),
+		Advice: beside + "; or " + dropIn,
+	}
 }
 
-// tryBind binds a port as the daemon does, and lets it go at once.
-func tryBind(at netip.AddrPort) error {
-	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) (err error) {
-		return errors.Join(raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) }), err)
-	}}
-	conn, err := config.ListenPacket(context.Background(), "udp4", at.String())
-	if err != nil {
-		return err
+// withHiddenDaemon tells what can be told where the daemon's process isn't known.
+func (p *patient) withHiddenDaemon(at netip.AddrPort, port string, holders []dhcp.Holder) Finding {
+	const hidden = "which process is the daemon isn't known: none that can be seen from here has its database open"
+	const advice = "run it as root on the host, where all processes can be seen"
+	switch {
+	case len(holders) == 0 && p.opened(at):
+		return Finding{Status: OK, Found: port + ": a daemon reads it by a raw socket"}
+	case len(holders) == 0:
+		return Finding{Status: Skipped, Found: fmt.Sprintf("%s is free, and %s", port, hidden), Advice: advice}
 	}
-	return conn.Close()
+	return Finding{Status: Skipped, Found: fmt.Sprintf("%s is held by %s, and %s", port, where(holders), hidden), Advice: advice}
 }
 
 // named are the programs that hold sockets.
@@ -159,9 +164,48 @@ func where(holders []dhcp.Holder) string {
 	return named(holders)
 }
 
-// daemonMay reports whether the daemon has a capability(7).
-func (p *patient) daemonMay(capability int) (bool, error) {
-	process, err := procfs.NewProc(p.health.PID)
+// process is the daemon's PID here, 0 where it isn't known. It calls itself
+// health.PID, which is another process here if it has a PID namespace of its own.
+func (p *patient) process() int {
+	if hasOpen(p.health.PID, p.health.Database) {
+		return p.health.PID
+	}
+	// What can't be read isn't there.
+	procs, _ := procfs.AllProcs()
+	var found []int
+	for _, proc := range procs {
+		status, err := proc.NewStatus()
+		own := status.NSpids
+		if err == nil && len(own) > 0 && own[len(own)-1] == uint64(p.health.PID) && hasOpen(proc.PID, p.health.Database) {
+			found = append(found, proc.PID)
+		}
+	}
+	if len(found) != 1 {
+		return 0
+	}
+	return found[0]
+}
+
+// hasOpen reports whether a process has the file open that it knows by a path, or
+// has known: it may be removed.
+func hasOpen(pid int, path string) bool {
+	folder := fmt.Sprintf("/proc/%d/", pid)
+	// Its root is another one in a container. What can't be read isn't there.
+	file, _ := os.Stat(folder + "root" + path)
+	entries, _ := os.ReadDir(folder + "fd")
+	return slices.ContainsFunc(entries, func(e os.DirEntry) bool {
+		target, _ := os.Readlink(folder + "fd/" + e.Name())
+		if filepath.Base(strings.TrimSuffix(target, " (deleted)")) != filepath.Base(path) {
+			return false
+		}
+		info, err := os.Stat(folder + "fd/" + e.Name())
+		return strings.HasSuffix(target, " (deleted)") || err == nil && os.SameFile(info, file)
+	})
+}
+
+// mayDo reports whether a process has a capability(7).
+func mayDo(pid, capability int) (bool, error) {
+	process, err := procfs.NewProc(pid)
 	if err != nil {
 		return false, err
 	}

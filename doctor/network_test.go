@@ -33,8 +33,13 @@ type complaint struct {
 	Pools  []lease.PoolStatus
 	Leases []lease.Held
 	PID    int // the daemon's, 0: it is down
-	// Within is how long a server may take.
-	Within time.Duration
+	// Database is the daemon's, by its path.
+	Database string
+	// Within is how long a server may take, Limit how long a check, if it isn't
+	// checkTime.
+	Within, Limit time.Duration
+	// Unknown: nobody tells which networks there are.
+	Unknown bool
 	// Running are the options of the daemon, where the configuration has others.
 	Running *lease.Options
 }
@@ -58,15 +63,15 @@ func TestNetworkInside(t *testing.T) {
 		t.Fatal(err)
 	}
 	var found []Finding
-	p := &patient{Site: Site{Global: c.Global}, pools: c.Pools, leases: c.Leases, tell: func(f Finding) { found = append(found, f) }}
+	p := &patient{Site: Site{Global: c.Global}, pools: c.Pools, leases: c.Leases, known: !c.Unknown, tell: func(f Finding) { found = append(found, f) }}
 	silentTime = c.Within
 	p.Options = func([]server.Setting) (lease.Options, error) { return *cmp.Or(c.Running, &c.Global), nil }
 	if c.PID != 0 {
-		p.health = &server.Health{PID: c.PID}
+		p.health = &server.Health{PID: c.PID, Database: c.Database}
 	}
 	for _, check := range checks {
 		if slices.Contains(networkChecks, check.name) {
-			p.run(t.Context(), check, checkTime)
+			p.run(t.Context(), check, cmp.Or(c.Limit, checkTime))
 		}
 	}
 	text, err := json.Marshal(found)
@@ -99,6 +104,10 @@ func newWard(t *testing.T) *ward {
 		noError(t, node.Sysctl("net/ipv4/conf/eth0/rp_filter", "0"))
 	}
 	w.Within = time.Second
+	// The test's process may stand for the daemon too.
+	w.Database = filepath.Join(w.lab.Scratch, "oam-docker-ipam.db")
+	database := must(os.Create(w.Database))(t)
+	t.Cleanup(func() { database.Close() })
 	w.Global = lease.Options{Servers: []lease.Server{{Host: "10.10.0.1", Port: 67}}, Relay: netip.MustParseAddr("10.10.0.2")}
 	w.network("10.10.0.0/24", lease.Options{})
 	return w
@@ -146,7 +155,7 @@ func (w *ward) sh(n *lab.Node, command string) {
 // rights from it.
 func (w *ward) daemon(wrapper ...string) {
 	w.Helper()
-	process := must(w.host.Start("daemon", lab.Command{Args: append(wrapper, "sleep", "120")}))(w.T)
+	process := must(w.host.Start("daemon", lab.Command{Args: append(w.open9(wrapper...), "sleep", "120")}))(w.T)
 	w.PID = process.Pid
 	// The wrapper becomes the command.
 	noError(w.T, lab.Eventually(5*time.Second, func() error {
@@ -156,6 +165,11 @@ func (w *ward) daemon(wrapper ...string) {
 		}
 		return err
 	}))
+}
+
+// open9 is how a command begins that has the database open.
+func (w *ward) open9(wrapper ...string) []string {
+	return append([]string{"sh", "-c", `exec "$@" 9<"$0"`, w.Database}, wrapper...)
 }
 
 // bind holds a UDP port in the host as this test's own process.
@@ -188,15 +202,22 @@ func TestNetworkHold(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, _, err = conn.ReadFrom(make([]byte, 1))
+	for err == nil {
+		_, _, err = conn.ReadFrom(make([]byte, 1))
+	}
 	t.Fatal(err)
 }
 
 // open waits until some port 67 of the host is bound.
 func (w *ward) open() {
 	w.Helper()
+	w.openAt(w.host)
+}
+
+func (w *ward) openAt(n *lab.Node) {
+	w.Helper()
 	noError(w.T, lab.Eventually(5*time.Second, func() error {
-		if open, err := w.host.UDPOpen(67); err != nil || !open {
+		if open, err := n.UDPOpen(67); err != nil || !open {
 			return fmt.Errorf("port 67 isn't open: %w", err)
 		}
 		return nil
@@ -325,7 +346,26 @@ func TestNetworkFindings(t *testing.T) {
 			w.serve(lab.Dnsmasq)
 			w.sh(w.server, "ip route add 10.30.0.2 via 10.10.0.2")
 			w.Global.Relay = netip.MustParseAddr("10.30.0.2")
-			w.finds(fault("relay address", "10.30.0.2 is on off0, which has no link"))
+			w.finds(warning("relay address", "10.30.0.2 is on off0, which has no link"))
+		}},
+		{"one of two interfaces without link", func(w *ward) {
+			w.sh(w.host, "ip link add off0 type veth peer name off1")
+			w.sh(w.host, "ip address add 10.30.0.2/24 dev off0")
+			w.sh(w.host, "ip link set off0 up")
+			w.serve(lab.Dnsmasq)
+			w.Global.Relay = netip.Addr{}
+			w.Global.Servers = append(w.Global.Servers, lease.Server{Host: "10.30.0.1", Port: 67})
+			w.finds(warning("relay address", "10.30.0.2 is on off0, which has no link"), warning("route", "out of off0, which has no link"))
+		}},
+		{"relay address of loopback", func(w *ward) {
+			w.serve(lab.Dnsmasq)
+			w.Global.Relay = netip.MustParseAddr("127.0.0.1")
+			w.silent(fault("relay address", "127.0.0.1 is loopback: DHCP server 10.10.0.1 can't answer there", "10.10.0.2 on eth0", "LISTEN_ADDR"), skipped("answer"))
+		}},
+		{"networks that nobody tells", func(w *ward) {
+			w.serve(lab.Dnsmasq)
+			w.Pools, w.Unknown = nil, true
+			w.finds(skipped("subnets", "networks aren't known"), skipped("free addresses", "networks aren't known"))
 		}},
 
 		{"relay address on an interface that is down", func(w *ward) {
@@ -399,6 +439,26 @@ func TestNetworkFindings(t *testing.T) {
 			w.wildcardDnsmasq()
 			w.finds(warning("port 67", "dnsmasq", "bind-interfaces", "broadcast.conf"))
 		}},
+		{"port shared by somebody, no daemon", func(w *ward) {
+			w.serve(lab.Dnsmasq)
+			w.bind("10.10.0.2:67")
+			w.finds(warning("port 67", fmt.Sprintf("10.10.0.2 is taken by doctor.test (pid %d)", os.Getpid())))
+			w.lock("10.10.0.2:67")
+			w.finds(warning("port 67", fmt.Sprintf("(pid %d), and a daemon that isn't this one", os.Getpid())))
+		}},
+		{"daemon in a PID namespace of its own", func(w *ward) {
+			w.serve(lab.Dnsmasq)
+			hold := []string{"unshare", "--pid", "--fork", "--kill-child", must(os.Executable())(w.T), "-test.run=^TestNetworkHold$"}
+			must(w.host.Start("apart", lab.Command{Args: append(w.open9(), hold...), Env: []string{holdVar + "=10.10.0.2:67"}}))(w.T)
+			w.open()
+			w.PID = 1
+			found := w.finds()
+			if i := slices.IndexFunc(found, func(f Finding) bool { return f.Check == "port 67" }); !strings.Contains(found[i].Found, "is held by the daemon (pid ") || strings.Contains(found[i].Found, "(pid 1)") {
+				w.Errorf("%+v", found[i])
+			}
+			w.Database = "/nowhere/oam-docker-ipam.db"
+			w.finds(skipped("port 67", "is held by doctor.test (pid ", "which process is the daemon isn't known"))
+		}},
 		{"wildcard of IPv6", func(w *ward) {
 			w.serve(lab.Dnsmasq)
 			w.bind("[::]:67")
@@ -439,6 +499,19 @@ func TestNetworkFindings(t *testing.T) {
 			w.Global.Servers[0].Host = "10.99.0.1"
 			w.silent(fault("route", "no route to DHCP server 10.99.0.1", "ip route add 10.99.0.1"), skipped("answer"))
 		}},
+		{"no route, by which the relay address is chosen", func(w *ward) {
+			w.Global.Relay = netip.Addr{}
+			w.Global.Servers[0].Host = "10.99.0.1"
+			w.silent(skipped("relay address", "no route"), skipped("port 67", "not known"), fault("route", "no route to DHCP server 10.99.0.1"), skipped("answer"))
+		}},
+		{"blackhole", func(w *ward) {
+			for kind, errno := range map[string]syscall.Errno{"blackhole": syscall.EINVAL, "unreachable": syscall.EHOSTUNREACH, "prohibit": syscall.EACCES} {
+				w.sh(w.host, "ip route replace "+kind+" 10.99.0.0/24")
+				w.Global.Servers[0].Host = "10.99.0.1"
+				w.silent(fault("route", "no route to DHCP server 10.99.0.1", "a "+kind+" route ("+errno.Error()+")", "ip route show table all"), skipped("answer"))
+				w.sh(w.host, "ip route del "+kind+" 10.99.0.0/24")
+			}
+		}},
 		{"server is the relay address", func(w *ward) {
 			w.Global.Servers[0].Host = "10.10.0.2"
 			w.silent(fault("route", "relay address itself", "LISTEN_ADDR"), skipped("answer"))
@@ -463,7 +536,7 @@ func TestNetworkFindings(t *testing.T) {
 		{"own firewall, in", func(w *ward) {
 			w.serve(lab.Dnsmasq)
 			w.sh(w.host, "iptables -A INPUT -p udp --dport 67 -j DROP")
-			w.silent(fault("answer", "OFFER comes in on eth0, from 10.10.0.1:67 to 10.10.0.2:67", "own firewall drops it", "iptables -I INPUT -p udp -s 10.10.0.1 -d 10.10.0.2 --dport 67 -j ACCEPT"))
+			w.silent(fault("answer", "OFFER comes in on eth0, from 10.10.0.1:67 to 10.10.0.2:67", "own firewall drops it", "iptables -I INPUT -p udp -s 10.10.0.1 -d 10.10.0.2 --dport 67 -j ACCEPT", "iptables-save -c", "raw/mangle PREROUTING"))
 		}},
 		{"reverse path filter", func(w *ward) {
 			w.serve(lab.Dnsmasq)
@@ -556,13 +629,39 @@ func TestNetworkFindings(t *testing.T) {
 			file := filepath.Join(w.lab.Scratch, "slow.conf")
 			noError(w.T, os.WriteFile(file, []byte("port=0\nno-daemon\ninterface=eth0\nbind-interfaces\ndhcp-range=10.10.0.100,10.10.0.199,255.255.255.0,600\ndhcp-leasefile="+filepath.Join(w.lab.Scratch, "slow.leases")+"\nuser=root\n"), 0o644))
 			must(w.server.Start("slow", lab.Command{Args: []string{"dnsmasq", "-C", file}}))(w.T)
-			noError(w.T, lab.Eventually(5*time.Second, func() error {
-				if open, err := w.server.UDPOpen(67); err != nil || !open {
-					return fmt.Errorf("port 67 isn't open: %w", err)
-				}
-				return nil
-			}))
+			w.openAt(w.server)
 			w.finds(warning("answer", "answers the relay address 10.10.0.2 within 3", "no-ping", "ping-check false"))
+		}},
+		{"server is slow, eight networks", func(w *ward) {
+			w.Within = silentTime
+			conf := "port=0\nno-daemon\ninterface=eth0\nbind-interfaces\nuser=root\ndhcp-option=3\ndhcp-range=10.10.0.100,10.10.0.199,255.255.255.0,600\ndhcp-leasefile=" + filepath.Join(w.lab.Scratch, "slow.leases") + "\n"
+			for i := range 7 {
+				conf += fmt.Sprintf("dhcp-range=10.20.%d.100,10.20.%[1]d.199,255.255.255.0,600\n", i)
+				w.network(fmt.Sprintf("10.20.%d.0/24", i), lease.Options{})
+			}
+			file := filepath.Join(w.lab.Scratch, "slow.conf")
+			noError(w.T, os.WriteFile(file, []byte(conf), 0o644))
+			must(w.server.Start("slow", lab.Command{Args: []string{"dnsmasq", "-C", file}}))(w.T)
+			w.openAt(w.server)
+			w.finds(warning("answer", "within 3"), skipped("free addresses", "slow", "5 networks not asked for"))
+		}},
+		{"servers for which there is no time", func(w *ward) {
+			w.Within, w.Limit = 500*time.Millisecond, 4*time.Second
+			for i := range 200 {
+				server := lease.Server{Host: fmt.Sprintf("10.10.0.%d", 10+i), Port: 67}
+				w.network(fmt.Sprintf("10.20.%d.0/24", i), lease.Options{Servers: []lease.Server{server}})
+			}
+			count := map[Status]int{}
+			var last Finding
+			for _, f := range w.examine() {
+				if f.Check == "answer" {
+					count[f.Status]++
+					last = f
+				}
+			}
+			if count[Fault] < atOnce || count[Skipped] != 1 || !strings.HasPrefix(last.Found, fmt.Sprintf("%d servers not asked", 201-count[Fault])) {
+				w.Errorf("%d faults, %d skipped, the last %+v", count[Fault], count[Skipped], last)
+			}
 		}},
 		{"what the daemon has had", func(w *ward) {
 			w.serve(lab.Dnsmasq)
@@ -576,6 +675,18 @@ func TestNetworkFindings(t *testing.T) {
 		{"answer to another question", func(w *ward) {
 			w.fake(w.server, "10.10.0.1:67", func(m []byte) { m[7]++ })
 			w.silent(fault("answer", "with the transaction ID", "instead of"))
+		}},
+		{"refusal of a question", func(w *ward) {
+			w.fake(w.server, "10.10.0.1:67", func(m []byte) { m[242] = 6 })
+			w.silent(fault("answer", "its NAK comes in on eth0", "no answer to a DISCOVER"))
+		}},
+		{"answer to another client", func(w *ward) {
+			w.fake(w.server, "10.10.0.1:67", func(m []byte) { m[33] = ^m[33] })
+			w.silent(fault("answer", "its OFFER comes in", "(chaddr) instead of"))
+		}},
+		{"answer to another client identifier", func(w *ward) {
+			w.fake(w.server, "10.10.0.1:67", func(m []byte) { m[255] = 61 }) // instead of the mask
+			w.silent(fault("answer", "its OFFER comes in", "for the client identifier ffffff00 (option 61) instead of 01"))
 		}},
 		{"answer to another port", func(w *ward) {
 			w.serve(lab.Dnsmasq)
@@ -643,13 +754,24 @@ func TestNetworkFindings(t *testing.T) {
 func TestNetworkLateAnswer(t *testing.T) {
 	w := &way{server: lease.Server{Host: "10.10.0.1", Port: 67}, to: netip.MustParseAddrPort("10.10.0.1:67"), relay: netip.MustParseAddrPort("10.10.0.2:67")}
 	now := time.Now()
-	tried := &trial{way: w, xid: 1, within: 4500 * time.Millisecond, ended: now, err: &dhcp.Silence{}}
+	tried := &trial{way: w, xid: 1, ended: now, err: &dhcp.Silence{}}
 	n := &network{trials: []*trial{tried}}
 	n.notice([]dhcp.Sighting{
 		{At: now.Add(-time.Second), Out: true, XID: 1, From: w.relay, To: w.to},
-		{At: now.Add(time.Second), Reply: true, XID: 1, From: w.to, To: w.relay, Relay: w.relay.Addr()},
+		{At: now.Add(time.Second), Reply: true, Type: "offer", XID: 1, From: w.to, To: w.relay, Relay: w.relay.Addr()},
 	})
 	if f := tried.diagnose(); f.Status != Fault || !strings.Contains(f.Found, "answers too late: its OFFER came more than 4.5s after") {
+		t.Errorf("%+v", f)
+	}
+}
+
+// A relay agent at port 67 that is answered at a client's port isn't told to
+// listen where it does.
+func TestNetworkClientPort(t *testing.T) {
+	w := &way{to: netip.MustParseAddrPort("10.10.0.1:67"), relay: netip.MustParseAddrPort("10.10.0.2:67")}
+	tried := &trial{way: w, xid: 1}
+	f := tried.kept(dhcp.Sighting{Reply: true, Type: "offer", XID: 1, From: w.to, To: netip.MustParseAddrPort("10.10.0.2:68"), Relay: w.relay.Addr()}, nil)
+	if !strings.Contains(f.Found, "to 10.10.0.2:68, instead of 10.10.0.2:67") || strings.Contains(f.Advice, "LISTEN_PORT") {
 		t.Errorf("%+v", f)
 	}
 }

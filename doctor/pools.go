@@ -14,7 +14,7 @@ import (
 func checkSubnets(ctx context.Context, p *patient) {
 	n := survey(ctx, p)
 	if len(p.pools) == 0 {
-		p.ok("no network has been created yet")
+		p.noNetworks()
 		return
 	}
 	for i := range p.pools {
@@ -23,6 +23,15 @@ func checkSubnets(ctx context.Context, p *patient) {
 	if p.told == 0 {
 		p.skip("no offer to compare the networks with", "mend what the checks above and below find")
 	}
+}
+
+// noNetworks tells that there are none, if that is known.
+func (p *patient) noNetworks() {
+	if !p.known {
+		p.skip("networks aren't known: neither the daemon nor its database tells", "mend what the checks of the daemon and the database find")
+		return
+	}
+	p.ok("no network has been created yet")
 }
 
 // checkSubnet compares the offers for one network with it.
@@ -102,14 +111,23 @@ func unsuitable(pool *lease.PoolStatus, o lease.Offer) (fault, advice string) {
 // checkFree: has each network's server free addresses for a new container?
 func checkFree(ctx context.Context, p *patient) {
 	n := survey(ctx, p)
-	var dead []string
+	if len(p.pools) == 0 {
+		p.noNetworks()
+		return
+	}
+	var dead, unasked, waiting []string
 	for i := range p.pools {
 		pool := &p.pools[i]
-		switch trials := n.of(pool); {
+		ways, trials := n.waysOf(pool), n.of(pool)
+		switch {
 		case len(n.offers(pool)) > 0:
 			p.checkRefusals(pool)
-		case !slices.ContainsFunc(trials, func(t *trial) bool { return n.answers(t.way) }):
+		case !slices.ContainsFunc(ways, n.answers):
 			dead = append(dead, pool.Subnet.String())
+		case !slices.ContainsFunc(trials, func(t *trial) bool { return n.answers(t.way) }):
+			unasked = append(unasked, pool.Subnet.String())
+		case slices.ContainsFunc(ways, n.slow):
+			waiting = append(waiting, pool.Subnet.String())
 		default:
 			p.tell(n.noOffer(p, pool, trials))
 		}
@@ -117,7 +135,23 @@ func checkFree(ctx context.Context, p *patient) {
 	if dead != nil {
 		p.skip("not known for "+enumerate("network", dead)+": no server has answered", "mend what the checks above have found")
 	}
-	p.otherwise("no network has been created yet")
+	if unasked != nil {
+		p.skip(fmt.Sprintf("the server is slow, or this check's time was up: %s not asked for: %s", plural(len(unasked), "network"), some(unasked)), "mend what the answers above show")
+	}
+	if waiting != nil {
+		p.skip(fmt.Sprintf("not known for %s: no offer within %s, of a server that is slow", enumerate("network", waiting), took(silentTime)), "mend what the answers above show")
+	}
+}
+
+// waysOf are the ways on which a network asks.
+func (n *network) waysOf(pool *lease.PoolStatus) []*way {
+	at := slices.IndexFunc(n.needs, func(of *need) bool {
+		return slices.ContainsFunc(of.networks, func(other lease.PoolStatus) bool { return other.ID == pool.ID })
+	})
+	if at < 0 {
+		return nil
+	}
+	return n.needs[at].ways
 }
 
 // of are the trials for a network.

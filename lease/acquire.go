@@ -25,6 +25,10 @@ type Endpoint struct {
 func (m *Manager) Acquire(ctx context.Context, poolID string, ep Endpoint) (Lease, error) {
 	began := time.Now()
 	l, err := m.request(ctx, poolID, ep)
+	if err != nil && errors.Is(ctx.Err(), context.Canceled) {
+		// Whatever it ended with: a server's silence, for one.
+		err = fmt.Errorf("the engine gave up: %w (%w)", context.Canceled, err)
+	}
 	m.observer.Requested(time.Since(began), err)
 	if err != nil {
 		m.refuse(poolID, ep, err)
@@ -32,11 +36,11 @@ func (m *Manager) Acquire(ctx context.Context, poolID string, ep Endpoint) (Leas
 	return l, err
 }
 
-// refuse notes that a request failed.
+// refuse notes that a request failed. One that the engine gave up was not refused.
 func (m *Manager) refuse(poolID string, ep Endpoint, err error) {
 	e := happening(Event{Kind: EventFailed, Pool: poolID, Address: ep.Address, MAC: ep.MAC, Name: ep.Name, Detail: err.Error()})
 	m.mu.Lock()
-	if p := m.pools[poolID]; p != nil {
+	if p := m.pools[poolID]; p != nil && !errors.Is(err, context.Canceled) {
 		p.refused++
 		p.refusal = &e
 	}

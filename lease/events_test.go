@@ -28,7 +28,11 @@ type observer struct {
 func (o *observer) Requested(took time.Duration, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.requested = append(o.requested, fmt.Sprintf("%v %t", took, err == nil))
+	text := fmt.Sprintf("%v %t", took, err == nil)
+	if errors.Is(err, context.Canceled) {
+		text += " canceled"
+	}
+	o.requested = append(o.requested, text)
 }
 
 func (o *observer) Attempted(state lease.State, late time.Duration, err error) {
@@ -394,6 +398,171 @@ func TestObserver(t *testing.T) {
 	})
 }
 
+// The engine gives up while servers are asked, which the client tells as their
+// silence: it is no refusal.
+func TestEventOfARequestThatTheEngineGaveUp(t *testing.T) {
+	inWorld(t, func(w *world) {
+		pool := w.pool()
+		w.server.down()
+		ctx, cancel := context.WithCancelCause(w.Context())
+		time.AfterFunc(5*time.Second, func() { cancel(errors.New("the caller is gone")) })
+		_, err := w.manager.Acquire(ctx, pool, ep(1, "web"))
+		if !errors.Is(err, context.Canceled) || !errors.Is(err, lease.ErrNoAnswer) {
+			t.Errorf("error %v", err)
+		}
+		w.told(&w.observer.requested, "5s false canceled")
+		w.happens("5s failed | web | the engine gave up: context canceled (no DHCP server answered)")
+		if p := w.manager.Pools()[0]; p.Refused != 0 || p.Refusal != (lease.Event{}) {
+			t.Errorf("pool %+v", p)
+		}
+		// Where the time is over, it is the servers' fault.
+		w.refused(pool, ep(1, "web"), "no DHCP server answered")
+		w.told(&w.observer.requested, "30s false")
+		if p := w.manager.Pools()[0]; p.Refused != 1 {
+			t.Errorf("pool %+v", p)
+		}
+	})
+}
+
+// Each silent server is told with its own error, also when another's makes the
+// line. T1 30m, the first attempt ends at 41m15s, the next line is a minute later.
+func TestEventsOfSilentServers(t *testing.T) {
+	inWorld(t, func(w *world) {
+		pool := w.pool()
+		for n := range 3 {
+			w.server.id.set(addr(fmt.Sprint("198.51.100.", n+1)))
+			w.acquire(pool, ep(n+1, ""))
+			time.Sleep(time.Second)
+		}
+		w.written()
+		w.server.onExtend.set(func(ctx context.Context, l lease.Lease) (lease.Lease, error) {
+			<-ctx.Done()
+			return lease.Lease{}, fmt.Errorf("%w (asked %s)", lease.ErrNoAnswer, l.Server)
+		})
+		time.Sleep(50 * time.Minute)
+		lines := w.written()
+		slices.Sort(lines[1:])
+		want := []string{
+			"41m15s server-silent | 198.51.100.1 | attempts without an answer: 1: no DHCP server answered (asked 198.51.100.1)",
+			"46m53s server-silent | 198.51.100.2 | attempts without an answer: 1: no DHCP server answered (asked 198.51.100.2)",
+			"46m53s server-silent | 198.51.100.3 | attempts without an answer: 1: no DHCP server answered (asked 198.51.100.3)",
+		}
+		if !slices.Equal(lines, want) {
+			t.Errorf("events are\n\t%s", strings.Join(lines, "\n\t"))
+		}
+	})
+}
+
+// What the host could not send is nobody's silence, nor is what a lease without a
+// server misses: the log tells, which has its end, too.
+func TestHostsFaultIsNoSilence(t *testing.T) {
+	inWorld(t, func(w *world) {
+		pool := w.pool()
+		w.acquire(pool, ep(1, "web"))
+		w.acquire(pool, ep(2, "db"))
+		w.written()
+		fault := func(context.Context, lease.Lease) (lease.Lease, error) {
+			return lease.Lease{}, errors.New("no interface has the relay address")
+		}
+		w.server.onExtend.set(fault)
+		time.Sleep(50 * time.Minute)
+		w.happens()
+		if len(w.lines("DHCP servers don't answer", "servers=[198.51.100.1]", "no interface has the relay address")) == 0 {
+			t.Error("not a word of it in the log")
+		}
+		w.server.onExtend.set(nil)
+		time.Sleep(5 * time.Minute)
+		for _, line := range w.written() {
+			if !strings.Contains(line, " renewed ") {
+				t.Errorf("event %s", line)
+			}
+		}
+		w.logged(1, "DHCP server answers again", "server=198.51.100.1")
+	})
+	inWorld(t, func(w *world) {
+		w.networkOf()
+		w.server.down()
+		w.finds(engine29(network(at(3, "new", "192.0.2.30"))), "adopted 192.0.2.30 new lan")
+		w.written()
+		time.Sleep(10 * time.Minute)
+		w.happens()
+		w.logged(1, "DHCP servers don't answer", "servers=[]", "attempts=1 ")
+	})
+}
+
+// A server whose leases others take over, one by one, is silent once, and back
+// once: when it is heard of, by whomever. T1 30m, T2 52m30s, lease 1h, 20 leases
+// from 0 to 19m, every other one of which is rebound by the second server.
+func TestOneSilenceIsOnePair(t *testing.T) {
+	inWorld(t, func(w *world) {
+		pool := w.pool()
+		for n := range 20 {
+			w.acquire(pool, ep(n+1, ""))
+			time.Sleep(time.Minute)
+		}
+		w.written()
+		first, second := addr("198.51.100.1"), addr("198.51.100.2")
+		takesOver := func(a netip.Addr) bool { return a.As4()[3]%2 == 0 }
+		w.server.onConfirm.set(silent)
+		w.server.onAcquire.set(silentAcquire)
+		w.server.onExtend.set(func(ctx context.Context, l lease.Lease) (lease.Lease, error) {
+			switch {
+			case l.Server == second, time.Now().After(l.Rebind) && takesOver(l.Addr()):
+				l.Server, l.Via = second, netip.AddrPortFrom(second, 67)
+				return w.server.extended(l), nil
+			}
+			return silent(ctx, l)
+		})
+		// 2h: those that are not taken over are lost and asked for again.
+		time.Sleep(2 * time.Hour)
+		servers := func() (lines []string) {
+			for _, line := range w.written() {
+				if strings.Contains(line, " server-") {
+					lines = append(lines, strings.Join(strings.Fields(line)[1:4], " "))
+				}
+			}
+			return lines
+		}
+		if got, want := servers(), []string{"server-silent | " + first.String()}; !slices.Equal(got, want) {
+			t.Errorf("events are %q, want %q", got, want)
+		}
+		// The last ones are gone, and nobody asks there.
+		for _, l := range w.manager.Leases() {
+			if !takesOver(l.Addr()) {
+				w.works(w.manager.Release(w.Context(), pool, l.Addr()))
+			}
+		}
+		time.Sleep(time.Hour)
+		if got := servers(); len(got) != 0 {
+			t.Errorf("events are %q", got)
+		}
+		// Nor is it among those of whom the log says that they are silent.
+		w.server.down()
+		time.Sleep(50 * time.Minute)
+		if got, want := servers(), []string{"server-silent | " + second.String()}; !slices.Equal(got, want) || len(w.lines("don't answer", "servers=[198.51.100.2]")) == 0 {
+			t.Errorf("events are %q, want %q", got, want)
+		}
+		w.server.up()
+		w.acquire(pool, ep(30, ""))
+		time.Sleep(15 * time.Minute)
+		if got, want := servers(), []string{"server-back | " + first.String(), "server-back | " + second.String()}; !slices.Equal(got, want) {
+			t.Errorf("events are %q, want %q", got, want)
+		}
+		// Another silence is another pair.
+		w.server.down()
+		time.Sleep(50 * time.Minute)
+		w.server.up()
+		time.Sleep(15 * time.Minute)
+		want := []string{
+			"server-back | " + first.String(), "server-back | " + second.String(),
+			"server-silent | " + first.String(), "server-silent | " + second.String(),
+		}
+		if got := servers(); !slices.Equal(slices.Sorted(slices.Values(got)), want) {
+			t.Errorf("events are %q", got)
+		}
+	})
+}
+
 // 1,000 leases in an outage are one event for the server, and one for each loss.
 // Renewals 30m, outage to 50m: none is lost.
 func TestAnOutageIsNoFlood(t *testing.T) {
@@ -496,14 +665,45 @@ func TestEventsOnAFullDisk(t *testing.T) {
 		w.store.before.set(nil)
 		time.Sleep(11 * time.Second)
 		synctest.Wait()
-		// Of one more, the grant, took 64 along.
 		w.logged(1, "level=WARN", "events not stored", "dropped=101")
-		if lines := w.written(); len(lines) != lease.MaxEvents+1 || !strings.HasPrefix(lines[0], "1m0s ") {
+		// The grant's didn't wait with so many others.
+		if lines := w.written(); len(lines) != lease.MaxEvents+1 || !strings.HasPrefix(lines[0], "1m0s granted | 192.0.2.11 ") {
 			t.Errorf("%d events, the first %s", len(lines), lines[0])
 		}
 		w.works(w.manager.Release(w.Context(), pool, l.Addr()))
 		w.happens("1m11s released | 192.0.2.10 | web" + server)
 	})
+}
+
+// Each has its place behind what happened before, as long as one commit stores
+// all of that.
+func TestEventsInOrder(t *testing.T) {
+	for _, waiting := range []int{0, 1, 65, 1000} {
+		inWorld(t, func(w *world) {
+			pool := w.pool()
+			w.acquire(pool, ep(1, "web"))
+			w.written()
+			var want []string
+			for n := range waiting {
+				w.refused(pool, wants(9, fmt.Sprint("db-", n), "192.0.2.10"), "leased to")
+				want = append(want, fmt.Sprint("db-", n))
+			}
+			w.acquire(pool, ep(2, "last"))
+			var got []string
+			for _, line := range w.written() {
+				fields := strings.Split(line, " | ")
+				got = append(got, fields[2])
+			}
+			if want = append(want, "last"); !slices.Equal(got, want) {
+				t.Errorf("%d waited: events are of %q", waiting, got)
+			}
+			w.observer.mu.Lock()
+			defer w.observer.mu.Unlock()
+			if n := len(w.observer.happened); n != len(want)+1 {
+				t.Errorf("%d waited: told were %d events", waiting, n)
+			}
+		})
+	}
 }
 
 // A change that isn't made hasn't happened; what had happened before is kept.

@@ -14,10 +14,8 @@ const (
 	// flushRetry how long when the store has failed.
 	flushPace  = time.Second
 	flushRetry = 10 * time.Second
-	// flushBatch bounds the events of one commit, carried those that a commit of
-	// something else takes along.
+	// flushBatch bounds the waiting events that one commit stores.
 	flushBatch = 1000
-	carried    = 64
 	// maxDetail and maxPool bound texts of events, in bytes: errors may quote
 	// what strangers wrote.
 	maxDetail = 300
@@ -51,20 +49,19 @@ func (j *journal) announce() {
 	}
 }
 
-// add puts events behind those in the queue, or in front of them.
+// add puts events behind those in the queue, or in front of them. Of too many,
+// the oldest are dropped.
 func (j *journal) add(front bool, events ...Event) {
 	if len(events) == 0 {
 		return
 	}
 	j.mu.Lock()
+	many := max(len(j.queue)+len(events)-MaxEvents, 0)
+	j.dropped += many
 	if front {
-		j.queue = append(events, j.queue...)
+		j.queue = append(events[many:], j.queue...)
 	} else {
-		j.queue = append(j.queue, events...)
-	}
-	if many := len(j.queue) - MaxEvents; many > 0 {
-		j.queue = append([]Event(nil), j.queue[many:]...)
-		j.dropped += many
+		j.queue = append(j.queue, events...)[many:]
 	}
 	j.mu.Unlock()
 	select {
@@ -82,6 +79,19 @@ func (j *journal) take(most int) []Event {
 	if j.queue = j.queue[n:]; len(j.queue) == 0 {
 		j.queue = nil
 	}
+	return taken
+}
+
+// takeAll takes all events out of the queue, or none where there are more than so
+// many.
+func (j *journal) takeAll(most int) []Event {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if len(j.queue) > most {
+		return nil
+	}
+	taken := j.queue
+	j.queue = nil
 	return taken
 }
 
@@ -120,10 +130,12 @@ func (m *Manager) record(events ...Event) {
 	m.journal.announce()
 }
 
-// commitEvents commits a change. Its events have happened when that succeeds.
-// Those that wait go with it, so that all are stored in their order.
+// commitEvents commits a change with its events, which have happened when that
+// succeeds. Those that wait go with it, before its own, so that all are stored in
+// their order. Only where the disk has left too many waiting do these come later:
+// a change without its event would be worse.
 func (m *Manager) commitEvents(c Change) error {
-	waiting, mine := m.journal.take(carried), c.PutEvents
+	waiting, mine := m.journal.takeAll(flushBatch), c.PutEvents
 	c.PutEvents = append(waiting, mine...)
 	if err := m.store.Commit(c); err != nil {
 		m.journal.add(true, waiting...)

@@ -165,17 +165,12 @@ func (m *Manager) keep(p *pool, e *entry, turn int) {
 		if state == Lost {
 			m.log.Info("lost lease regained", "address", l.Addr(), "mac", l.MAC, "name", l.Name, "server", fresh.Server)
 		}
-		former := l
 		l = fresh
 		next = l.Retry(m.clock.now())
 		events = []Event{m.renewal(l, state, unconfirmed)}
 		m.log.Debug("lease renewed", "address", l.Addr(), "mac", l.MAC, "name", l.Name, "server", l.Server, "until", m.clock.wall(l.Expires))
 		// Not before this lease is renewed: it is not overdue.
 		defer m.heard(l)
-		if former.Via != l.Via {
-			// Whose silence then no longer matters to it.
-			m.forgetSilence(former)
-		}
 	case err == nil:
 		m.sendRelease(ctx, pool, fresh)
 		lose(another.Error(), nil)
@@ -189,7 +184,7 @@ func (m *Manager) keep(p *pool, e *entry, turn int) {
 		}
 	default:
 		if !errors.Is(err, errOtherOffer) && !errors.Is(err, ErrNAK) {
-			m.unheard(l, err)
+			m.unanswered(l, err)
 		}
 		if !told && l.State(m.clock.now()) == Lost {
 			lose("no server renewed it in time", err)

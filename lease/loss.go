@@ -91,43 +91,57 @@ const silencePace = time.Minute
 // silence sums up what would else be a line for each renewal that fails.
 // Guarded by Manager.mu.
 type silence struct {
-	failed map[netip.AddrPort]int // unanswered attempts, by the way to the server
-	logged time.Time              // the last line
-	// told are the ways in the last line, until they are heard of: a server may
-	// be silent to some only, for good.
-	told map[netip.AddrPort]bool
+	servers map[netip.AddrPort]unheard // by the way to them, until they are heard
+	logged  time.Time                  // the last line
 }
 
-func (s *silence) forget(via netip.AddrPort) {
-	delete(s.failed, via)
-	delete(s.told, via)
+// unheard are the attempts on leases of one server since it was heard.
+type unheard struct {
+	attempts int
+	// silence is the last one's error that is the server's fault, not the
+	// host's, which has no relay address, say; nil for none.
+	silence error
+	// logged: the server was in a line. told: there was an event. It may be
+	// silent to some only, for good.
+	logged, told bool
 }
 
-// unheard counts an attempt that nobody answered.
-func (m *Manager) unheard(l Lease, err error) {
+// unanswered counts an attempt that no server answered.
+func (m *Manager) unanswered(l Lease, err error) {
 	now := time.Now()
 	m.mu.Lock()
 	s := &m.silence
-	if s.failed == nil {
-		s.failed = map[netip.AddrPort]int{}
+	if s.servers == nil {
+		s.servers = map[netip.AddrPort]unheard{}
 	}
-	s.failed[l.Via]++
+	u := s.servers[l.Via]
+	u.attempts++
+	if errors.Is(err, ErrNoAnswer) {
+		u.silence = err
+	}
+	s.servers[l.Via] = u
+	tell := now.Sub(s.logged) >= silencePace
 	total := 0
 	var servers []netip.Addr
-	for via, n := range s.failed {
-		total += n
-		servers = append(servers, via.Addr())
-	}
-	tell := now.Sub(s.logged) >= silencePace
 	var silent []Event
 	if tell {
-		known := s.told
-		s.logged, s.told = now, map[netip.AddrPort]bool{}
-		for via, n := range s.failed {
-			s.told[via] = true
-			if !known[via] {
-				silent = append(silent, happening(Event{Kind: EventServerSilent, Server: via.Addr(), Detail: fmt.Sprintf("attempts without an answer: %d: %v", n, err)}))
+		s.logged = now
+		inUse := m.waysLocked()
+		for via, u := range s.servers {
+			if !inUse[via] {
+				// Other servers have its leases by now, or containers left.
+				continue
 			}
+			total += u.attempts
+			if via.IsValid() { // an adopted lease has no server yet
+				servers = append(servers, via.Addr())
+			}
+			u.logged = true
+			if via.IsValid() && u.silence != nil && !u.told {
+				u.told = true
+				silent = append(silent, happening(Event{Kind: EventServerSilent, Server: via.Addr(), Detail: fmt.Sprintf("attempts without an answer: %d: %v", u.attempts, u.silence)}))
+			}
+			s.servers[via] = u
 		}
 	}
 	m.mu.Unlock()
@@ -137,27 +151,33 @@ func (m *Manager) unheard(l Lease, err error) {
 	}
 }
 
-// forgetSilence forgets that a lease's server doesn't answer.
-func (m *Manager) forgetSilence(l Lease) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.silence.forget(l.Via)
+// waysLocked are the ways to the servers of all leases.
+func (m *Manager) waysLocked() map[netip.AddrPort]bool {
+	ways := map[netip.AddrPort]bool{}
+	for _, p := range m.pools {
+		for _, e := range p.byMAC {
+			ways[e.lease.Via] = true
+		}
+	}
+	return ways
 }
 
 // heard notes that a lease's server answered. After a silence, what is overdue
 // there is asked for at once.
 func (m *Manager) heard(l Lease) {
 	m.mu.Lock()
-	failed, told := m.silence.failed[l.Via], m.silence.told[l.Via]
-	m.silence.forget(l.Via)
+	u, failed := m.silence.servers[l.Via]
+	delete(m.silence.servers, l.Via)
 	overdue := 0
-	if failed > 0 {
+	if failed {
 		now := m.clock.now()
 		overdue = m.armLocked(func(e *entry) bool { return e.lease.Via == l.Via && e.lease.State(now) != Bound })
 	}
 	m.mu.Unlock()
-	if told {
-		m.record(happening(Event{Kind: EventServerBack, Server: l.Via.Addr(), Detail: fmt.Sprintf("attempts without an answer: %d, leases overdue: %d", failed, overdue)}))
-		m.log.Info("DHCP server answers again", "server", l.Via.Addr(), "unanswered", failed, "overdue", overdue)
+	if u.told {
+		m.record(happening(Event{Kind: EventServerBack, Server: l.Via.Addr(), Detail: fmt.Sprintf("attempts without an answer: %d, leases overdue: %d", u.attempts, overdue)}))
+	}
+	if u.logged {
+		m.log.Info("DHCP server answers again", "server", l.Via.Addr(), "unanswered", u.attempts, "overdue", overdue)
 	}
 }

@@ -15,7 +15,8 @@ type PoolStatus struct {
 	Leases  map[string]int
 	Servers []ServerStatus
 	// Refused counts the address requests of endpoints that failed since the
-	// start, Refusal is the last one's event, zero where there was none.
+	// start, but for those that the engine gave up; Refusal is the last one's
+	// event, zero where there was none.
 	Refused uint64
 	Refusal Event
 }

@@ -87,7 +87,7 @@ func New(version, revision string) *Metrics {
 		renewals: counters("renewals_total",
 			"Attempts to keep a lease. State: the lease's when it began: renewing (in time), rebinding (late: its server hasn't answered since T1), lost (too late). Outcome: ack, nak, silent (nobody answered), failed (anything else).", "state", "outcome"),
 		renewalDelay: histograms("renewal_delay_seconds",
-			"How long after T1, when its renewal was due, a lease was extended.", delays).WithLabelValues().(prometheus.Histogram),
+			"How long after T1, when its renewal was due, a lease was extended; of one that was lost, or handed out from the store, how long after that.", delays).WithLabelValues().(prometheus.Histogram),
 		events: counters("events_total",
 			"What happened to leases and with servers. Event: as the command events lists them.", "event"),
 		commits: counters("store_commits_total",

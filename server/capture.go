@@ -22,8 +22,13 @@ func (o operator) capture(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusBadRequest, failure{Err: "capture: " + err.Error()})
 		return
 	}
-	ctx, conn, end := streaming(w, r)
+	if err := o.knows(what.Pool); err != nil {
+		answer(w, http.StatusNotFound, failure{Err: "capture: " + err.Error()})
+		return
+	}
+	ctx, end := streaming(r)
 	defer end()
+	conn := http.NewResponseController(w)
 	if length >= 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, length)

@@ -8,16 +8,19 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/talkingdata/oam-docker-ipam/lease"
 )
 
 // captureDaemon is a daemon whose packets are made by a function.
 func captureDaemon(t *testing.T, packets func(context.Context, io.Writer, Capture) error) (socket string, stop func() error) {
 	t.Helper()
 	l := hold(t, "talkingdata.sock")
-	manager, _ := newManager(t, fakeStore{})
+	manager, _ := newManager(t, fakeStore{pools: []lease.Pool{{ID: "192.0.2.0/24?id=A&x", Subnet: netip.MustParsePrefix("192.0.2.0/24")}}})
 	stop = serve(l.pass(), New(Backend{Manager: manager, Settings: noSettings, Capture: packets}, drivers[0], slog.New(slog.DiscardHandler)))
 	return l.path, stop
 }
@@ -63,6 +66,21 @@ func TestCapture(t *testing.T) {
 		if err := stop(); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// Of a pool that there isn't no packet will ever come.
+func TestCaptureOfNoPool(t *testing.T) {
+	socket, stop := captureDaemon(t, func(context.Context, io.Writer, Capture) error {
+		t.Error("captured")
+		return nil
+	})
+	_, err := OpenCapture(t.Context(), socket, Capture{Pool: "lan"}, usual)
+	if err == nil || !strings.Contains(err.Error(), `no pool has the ID or subnet "lan"`) {
+		t.Errorf("error %v", err)
+	}
+	if err := stop(); err != nil {
+		t.Error(err)
 	}
 }
 

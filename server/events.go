@@ -163,8 +163,14 @@ func (o operator) events(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusBadRequest, failure{Err: "events: " + err.Error()})
 		return
 	}
-	ctx, conn, end := streaming(w, r)
+	ctx, end := streaming(r)
 	defer end()
+	done, err := o.remember(ctx)
+	if err != nil {
+		return // the reader has gone, or the daemon stops
+	}
+	defer done()
+	conn := http.NewResponseController(w)
 	awaited := o.Manager.EventsAwaited()
 	events, err := o.eventsAfter(q.After)
 	if err != nil {
@@ -184,7 +190,11 @@ func (o operator) events(w http.ResponseWriter, r *http.Request) {
 				return // the reader has gone
 			}
 		}
-		if !q.Follow || conn.Flush() != nil || !follow(ctx, awaited) {
+		if !q.Follow || conn.Flush() != nil {
+			return
+		}
+		done()
+		if !follow(ctx, awaited) {
 			return
 		}
 		awaited = o.Manager.EventsAwaited()
@@ -257,7 +267,8 @@ func Events(ctx context.Context, socket string, q EventQuery, away func(within t
 			case answered && q.Follow:
 				by = time.Now().Add(awayTime)
 				away(awayTime)
-			case !q.Follow, !time.Now().Before(by):
+			case !q.Follow, !time.Now().Add(againTime).Before(by):
+				// There is no time left for another look.
 				if err != nil {
 					yield(lease.Event{}, err)
 				}
@@ -284,7 +295,7 @@ func (q EventQuery) ask(ctx context.Context, socket string, by time.Time, tell f
 	if err == nil {
 		defer text.Close()
 	}
-	if !inTime() {
+	if !inTime() && (err == nil || errors.Is(err, context.Canceled)) {
 		err = fmt.Errorf("%w: %s lets callers in, and nobody answers them: see systemctl status oam-docker-ipam", ErrNotRunning, socket)
 	}
 	if err != nil {

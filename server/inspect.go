@@ -22,7 +22,7 @@ import (
 const inspectPath = operatorPath + "inspect"
 
 // Inspection is all that is known of one lease. Container and NetworkSettings
-// have the shape in which the old daemon's users know it: every value a text.
+// have the shape that network-wrapper's users know: every value a text.
 type Inspection struct {
 	// Container is the container's name, else its ID, else its MAC.
 	Container       string
@@ -211,6 +211,11 @@ func (o operator) inspect(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusConflict, failure{Err: err.Error()})
 		return
 	}
+	done, err := o.remember(r.Context())
+	if err != nil {
+		return // the reader has gone
+	}
+	defer done()
 	nth, err := o.inspections([]lease.Held{l})
 	if err != nil {
 		answer(w, http.StatusInternalServerError, failure{Err: err.Error()})
@@ -219,7 +224,12 @@ func (o operator) inspect(w http.ResponseWriter, r *http.Request) {
 	answer(w, http.StatusOK, nth(0))
 }
 
-func (o operator) inspectAll(w http.ResponseWriter, _ *http.Request) {
+func (o operator) inspectAll(w http.ResponseWriter, r *http.Request) {
+	done, err := o.remember(r.Context())
+	if err != nil {
+		return // the reader has gone
+	}
+	defer done()
 	leases := o.Manager.Leases()
 	nth, err := o.inspections(leases)
 	if err != nil {

@@ -12,6 +12,8 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/gorilla/mux"
@@ -67,22 +69,40 @@ type Health struct {
 type operator struct {
 	Backend
 	log *slog.Logger
+	// remembering has a place for each answer that has all events in memory.
+	remembering chan struct{}
 }
 
 func (o operator) route(r *mux.Router) {
-	r.HandleFunc(leasesPath, o.leases).Methods(http.MethodGet)
+	get := func(path string, h http.HandlerFunc) { r.Handle(path, reading(h)).Methods(http.MethodGet) }
+	get(leasesPath, o.leases)
 	// Whatever stands there is a key, so that ReleaseByHand can say what is
 	// wrong with it.
 	r.HandleFunc(leasesPath+"/{key:.*}", o.release).Methods(http.MethodDelete)
-	r.HandleFunc(poolsPath, o.pools).Methods(http.MethodGet)
-	r.HandleFunc(inspectPath, o.inspectAll).Methods(http.MethodGet)
-	r.HandleFunc(inspectPath+"/{key:(?s:.*)}", o.inspect).Methods(http.MethodGet)
-	r.HandleFunc(eventsPath, o.events).Methods(http.MethodGet)
-	r.HandleFunc(capturePath, o.capture).Methods(http.MethodGet)
+	get(poolsPath, o.pools)
+	get(inspectPath, o.inspectAll)
+	get(inspectPath+"/{key:(?s:.*)}", o.inspect)
+	get(eventsPath, o.events)
+	get(capturePath, o.capture)
 	r.HandleFunc(reconcilePath, o.reconcile).Methods(http.MethodPost)
-	r.HandleFunc(settingsPath, o.inForce).Methods(http.MethodGet)
-	r.HandleFunc(healthPath, o.health).Methods(http.MethodGet)
-	r.HandleFunc(examinePath, o.examine).Methods(http.MethodGet)
+	get(settingsPath, o.inForce)
+	get(healthPath, o.health)
+	get(examinePath, o.examine)
+}
+
+// maxRemembering is how many answers at the same time may have all events in
+// memory, some 10 MB each.
+const maxRemembering = 4
+
+// remember waits for its turn to read all events, or for ctx. Call done when they
+// aren't needed any more.
+func (o operator) remember(ctx context.Context) (done func(), err error) {
+	select {
+	case o.remembering <- struct{}{}:
+		return sync.OnceFunc(func() { <-o.remembering }), nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 }
 
 func (o operator) release(w http.ResponseWriter, r *http.Request) {
@@ -229,7 +249,7 @@ func open(ctx context.Context, socket, method, path string, in any) (io.ReadClos
 	switch {
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("open %s: not permitted: run this as root", socket)
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ECONNREFUSED):
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ENOTSOCK):
 		return nil, fmt.Errorf("%w: nobody serves %s: start it (systemctl start oam-docker-ipam), or name its socket with --socket", ErrNotRunning, socket)
 	case err != nil:
 		return nil, fmt.Errorf("ask the daemon: %w", err)
@@ -243,7 +263,11 @@ func open(ctx context.Context, socket, method, path string, in any) (io.ReadClos
 		return nil, fmt.Errorf("read the daemon's answer: %w", err)
 	}
 	var failed failure
-	if json.Unmarshal(text, &failed) == nil && failed.Err != "" {
+	_ = json.Unmarshal(text, &failed)
+	switch {
+	case strings.HasSuffix(failed.Err, notServed):
+		return nil, errors.New("the running daemon is older than this program and doesn't know this command: systemctl restart oam-docker-ipam")
+	case failed.Err != "":
 		return nil, errors.New(failed.Err)
 	}
 	return nil, fmt.Errorf("the daemon answers %s", resp.Status)

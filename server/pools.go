@@ -103,6 +103,15 @@ func poolNamed(word string) func(id string, subnet netip.Prefix) bool {
 	}
 }
 
+// knows refuses a word that names no pool, but "" for all.
+func (o operator) knows(word string) error {
+	named := poolNamed(word)
+	if word == "" || slices.ContainsFunc(o.Manager.Pools(), func(p lease.PoolStatus) bool { return named(p.ID, p.Subnet) }) {
+		return nil
+	}
+	return fmt.Errorf("no pool has the ID or subnet %q: oam-docker-ipam pools lists all", word)
+}
+
 // poolWithLeases is the ID of the only pool with leases that a word names. It is
 // the word itself where there is none, as for "".
 func (o operator) poolWithLeases(word string) (string, error) {

@@ -29,9 +29,12 @@ import (
 func New(b Backend, as lease.Driver, log *slog.Logger) http.Handler {
 	r := newRouter()
 	driver{b.Manager, as, log, new(repeats)}.route(r)
-	operator{b, log}.route(r)
+	operator{b, log, make(chan struct{}, maxRemembering)}.route(r)
 	return r
 }
+
+// notServed ends the error about a path that there isn't.
+const notServed = " is not served: this is an IPAM driver"
 
 // newRouter makes a router that refuses all there is in words of ours.
 func newRouter() *mux.Router {
@@ -39,7 +42,7 @@ func newRouter() *mux.Router {
 	// who expects JSON.
 	r := mux.NewRouter().SkipClean(true)
 	r.NotFoundHandler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		answer(w, http.StatusNotFound, failure{Err: fmt.Sprintf("%s is not served: this is an IPAM driver", req.URL.Path)})
+		answer(w, http.StatusNotFound, failure{Err: req.URL.Path + notServed})
 	})
 	r.MethodNotAllowedHandler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		answer(w, http.StatusMethodNotAllowed, failure{Err: fmt.Sprintf("%s is not served by %s", req.URL.Path, req.Method)})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 )
 
@@ -19,18 +20,66 @@ func baseContext(ctx context.Context) func(net.Listener) context.Context {
 	}
 }
 
-// pausedTime is how long a reader who has paused may hold up the daemon's stop.
-const pausedTime = time.Second
+const (
+	// stalledTime is how long a reader may take none of an answer, pausedTime how
+	// long once the daemon stops, which he then holds up.
+	stalledTime = 30 * time.Second
+	pausedTime  = time.Second
+)
 
-// streaming is for an answer without an end of its own: its context ends when its
-// reader has gone, or the daemon stops. Call end when all is written.
-func streaming(w http.ResponseWriter, r *http.Request) (ctx context.Context, conn *http.ResponseController, end func()) {
-	ctx, cancel := context.WithCancel(r.Context())
-	conn = http.NewResponseController(w)
-	paused := context.AfterFunc(ctx, func() { _ = conn.SetWriteDeadline(time.Now().Add(pausedTime)) })
-	stopped := func() bool { return true }
-	if serving, ok := ctx.Value(stopping{}).(context.Context); ok {
-		stopped = context.AfterFunc(serving, cancel)
+// serving is the context that ends when the daemon stops.
+func serving(r *http.Request) context.Context {
+	if ctx, ok := r.Context().Value(stopping{}).(context.Context); ok {
+		return ctx
 	}
-	return ctx, conn, func() { paused(); stopped(); cancel() }
+	return r.Context()
+}
+
+// streaming is the context of an answer without an end of its own: it ends when
+// its reader has gone, or the daemon stops.
+func streaming(r *http.Request) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(r.Context())
+	stop := context.AfterFunc(serving(r), cancel)
+	return ctx, func() { stop(); cancel() }
+}
+
+// reading has the answers of a handler cut off where nobody reads them.
+func reading(h http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		paced := &pacedWriter{ResponseWriter: w, conn: http.NewResponseController(w)}
+		defer context.AfterFunc(serving(r), paced.hurry)()
+		h(paced, r)
+	}
+}
+
+// pacedWriter is a response of which each piece has its time to be taken.
+type pacedWriter struct {
+	http.ResponseWriter
+	conn *http.ResponseController
+
+	// mu guards hurried, and the deadline that goes with it.
+	mu      sync.Mutex
+	hurried bool
+}
+
+// Unwrap is for http.ResponseController.
+func (w *pacedWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// Write implements http.ResponseWriter. Writers that have no deadline are those
+// of unit tests.
+func (w *pacedWriter) Write(b []byte) (int, error) {
+	w.mu.Lock()
+	if !w.hurried {
+		_ = w.conn.SetWriteDeadline(time.Now().Add(stalledTime))
+	}
+	w.mu.Unlock()
+	return w.ResponseWriter.Write(b)
+}
+
+// hurry gives all that is left to be written no more than pausedTime.
+func (w *pacedWriter) hurry() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.hurried = true
+	_ = w.conn.SetWriteDeadline(time.Now().Add(pausedTime))
 }

@@ -14,19 +14,19 @@ import (
 	"github.com/talkingdata/oam-docker-ipam/lease"
 )
 
-// The events are in two rings, buckets of lease.MaxEvents slots, so that
-// renewals, of which there are many, displace nothing else. The bucket's sequence
-// counts what was put there, and says which slot is next: no event is deleted,
-// each takes the place of the ring's oldest. Nothing but events depends on these
-// buckets: they are made with the first one, an older version doesn't look at
-// them, and what can't be read or put there is left out.
+// The events are in two rings, buckets of lease.MaxEvents slots, so that those of
+// the routine kinds, of which there are many, displace no others. The bucket's
+// sequence counts what was put there, and says which slot is next: no event is
+// deleted, each takes the place of the ring's oldest. Nothing but events depends
+// on these buckets: they are made with the first one, an older version doesn't
+// look at them, and what can't be read or put there is left out.
 var (
-	eventBucket   = []byte("events")
-	renewalBucket = []byte("renewals")
+	routineBucket  = []byte("routine")
+	incidentBucket = []byte("incidents")
 )
 
 // rings are both.
-var rings = [...][]byte{eventBucket, renewalBucket}
+var rings = [...][]byte{routineBucket, incidentBucket}
 
 // ringFill is how full the pages of the rings become: slots are filled in order.
 const ringFill = 0.9
@@ -55,9 +55,9 @@ type slot struct {
 
 // newSlot makes an event ready.
 func newSlot(e lease.Event) slot {
-	s := slot{ring: eventBucket}
-	if e.Kind == lease.EventRenewed {
-		s.ring = renewalBucket
+	s := slot{ring: incidentBucket}
+	if e.Kind.Routine() {
+		s.ring = routineBucket
 	}
 	text := bytes.NewBuffer(make([]byte, seqSize, 400))
 	to := json.NewEncoder(text)

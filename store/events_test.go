@@ -97,13 +97,14 @@ func TestEvents(t *testing.T) {
 	works(t, db.Close())
 }
 
-// Each ring keeps its newest lease.MaxEvents, over laps and restarts; renewals
-// displace nothing else. The file doesn't grow with the laps.
+// Each ring keeps its newest lease.MaxEvents, over laps and restarts; what is
+// routine displaces nothing else, and nothing else displaces that. The file
+// doesn't grow with the laps.
 func TestEventRings(t *testing.T) {
 	folder := t.TempDir()
 	db, err := Open(folder)
 	works(t, err)
-	works(t, db.Commit(putEvents(eventOf(lease.EventGranted, 1), eventOf(lease.EventLost, 2))))
+	works(t, db.Commit(putEvents(eventOf(lease.EventNAK, 1), eventOf(lease.EventLost, 2))))
 	r, seed := seeded()
 	seq := uint64(2)
 	lap := func(kind lease.EventKind, n int) {
@@ -140,10 +141,10 @@ func TestEventRings(t *testing.T) {
 	if sizes[3] > sizes[1]*3/2 {
 		t.Errorf("seed %d: sizes after each lap are %v", seed, sizes)
 	}
-	lap(lease.EventGranted, 2*lease.MaxEvents)
+	lap(lease.EventLost, 2*lease.MaxEvents)
 	lap(lease.EventRenewed, 1)
 	all := events(t, db, 0)
-	if len(all) != 2*lease.MaxEvents || all[0].Kind != lease.EventRenewed || all[2*lease.MaxEvents-2].Kind != lease.EventGranted {
+	if len(all) != 2*lease.MaxEvents || all[0].Kind != lease.EventRenewed || all[2*lease.MaxEvents-2].Kind != lease.EventLost {
 		t.Errorf("seed %d: %d events", seed, len(all))
 	}
 	// The newest are found without a look at the others.
@@ -159,6 +160,37 @@ func TestEventRings(t *testing.T) {
 	}
 	sound(t, db)
 	works(t, db.Close())
+}
+
+// However many containers fail to start, in a loop, with what a loop of those
+// that do start leaves: what an operator looks for later stays.
+func TestRoutineDisplacesNoIncidents(t *testing.T) {
+	db := open(t, t.TempDir())
+	incidents := []lease.EventKind{
+		lease.EventRebound, lease.EventNAK, lease.EventLost, lease.EventConflict, lease.EventDeclined, lease.EventReconciled,
+		lease.EventServerSilent, lease.EventServerBack, "of a newer version",
+	}
+	var put []lease.Event
+	for n, kind := range incidents {
+		put = append(put, eventOf(kind, n))
+	}
+	works(t, db.Commit(putEvents(put...)))
+	for _, kind := range []lease.EventKind{lease.EventGranted, lease.EventFailed, lease.EventRenewed, lease.EventLeft, lease.EventReleased} {
+		put = put[:0]
+		for n := range lease.MaxEvents {
+			put = append(put, eventOf(kind, n))
+		}
+		works(t, db.Commit(putEvents(put...)))
+		all := events(t, db, 0)
+		for n, e := range all[:len(incidents)] {
+			if e.Kind != incidents[n] {
+				t.Errorf("%s displaced %s", kind, incidents[n])
+			}
+		}
+		if len(all) != len(incidents)+lease.MaxEvents || all[len(incidents)].Kind != kind {
+			t.Errorf("%s: %d events", kind, len(all))
+		}
+	}
 }
 
 // A change that is refused hasn't happened.
@@ -225,7 +257,7 @@ func TestEventsInAnOlderFile(t *testing.T) {
 			return nil
 		})
 	}))
-	if want := "bindings events leases meta pools renewals"; strings.Join(names, " ") != want {
+	if want := "bindings incidents leases meta pools routine"; strings.Join(names, " ") != want {
 		t.Errorf("buckets %s, want %s", names, want)
 	}
 }
@@ -235,7 +267,7 @@ func TestEventsInAnOlderFile(t *testing.T) {
 func TestDamagedEvents(t *testing.T) {
 	seq := func(n uint64, text string) []byte { return append(binary.BigEndian.AppendUint64(nil, n), text...) }
 	slot := func(value []byte) func(*bolt.Tx) error {
-		return func(tx *bolt.Tx) error { return tx.Bucket(eventBucket).Put(slotKey(1), value) }
+		return func(tx *bolt.Tx) error { return tx.Bucket(routineBucket).Put(slotKey(1), value) }
 	}
 	rest := []string{"1 granted web-1", "3 granted web-3"}
 	for name, c := range map[string]struct {
@@ -250,15 +282,15 @@ func TestDamagedEvents(t *testing.T) {
 		"no kind":        {slot(seq(2, `{"t":1}`)), rest},
 		"bad MAC":        {slot(seq(2, `{"k":"granted","m":"x"}`)), rest},
 		"time of no use": {slot(seq(2, `{"t":9223372036854775807,"k":"granted"}`)), rest},
-		"missing slot":   {func(tx *bolt.Tx) error { return tx.Bucket(eventBucket).Delete(slotKey(1)) }, rest},
+		"missing slot":   {func(tx *bolt.Tx) error { return tx.Bucket(routineBucket).Delete(slotKey(1)) }, rest},
 		"a bucket as slot": {func(tx *bolt.Tx) error {
-			ring := tx.Bucket(eventBucket)
+			ring := tx.Bucket(routineBucket)
 			_, err := ring.CreateBucket(slotKey(3))
 			return err
 		}, []string{"1 granted web-1", "2 granted web-2", "3 granted web-3"}},
-		"no ring":         {func(tx *bolt.Tx) error { return tx.DeleteBucket(eventBucket) }, nil},
-		"foreign key":     {func(tx *bolt.Tx) error { return tx.Bucket(eventBucket).Put([]byte("x"), []byte("y")) }, []string{rest[0], "2 granted web-2", rest[1]}},
-		"endless counter": {func(tx *bolt.Tx) error { return tx.Bucket(eventBucket).SetSequence(1<<64 - 1) }, nil},
+		"no ring":         {func(tx *bolt.Tx) error { return tx.DeleteBucket(routineBucket) }, nil},
+		"foreign key":     {func(tx *bolt.Tx) error { return tx.Bucket(routineBucket).Put([]byte("x"), []byte("y")) }, []string{rest[0], "2 granted web-2", rest[1]}},
+		"endless counter": {func(tx *bolt.Tx) error { return tx.Bucket(routineBucket).SetSequence(1<<64 - 1) }, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			folder := t.TempDir()
@@ -314,7 +346,7 @@ func BenchmarkGrantWithEvent(b *testing.B) {
 		works(b, dbs[i].Commit(putPool(pool("a"))))
 		var fill []lease.Event
 		for n := range 2 * lease.MaxEvents {
-			fill = append(fill, eventOf([]lease.EventKind{lease.EventGranted, lease.EventRenewed}[n%2], n))
+			fill = append(fill, eventOf([]lease.EventKind{lease.EventGranted, lease.EventLost}[n%2], n))
 		}
 		works(b, dbs[i].Commit(putEvents(fill...)))
 	}
@@ -340,7 +372,7 @@ func BenchmarkEvents(b *testing.B) {
 	db := open(b, b.TempDir())
 	var fill []lease.Event
 	for n := range 2 * lease.MaxEvents {
-		fill = append(fill, eventOf(lease.EventKinds[rand.IntN(2)*2], n))
+		fill = append(fill, eventOf(lease.EventKinds[rand.IntN(len(lease.EventKinds))], n))
 	}
 	works(b, db.Commit(putEvents(fill...)))
 	for name, after := range map[string]uint64{"all": 0, "last": 2*lease.MaxEvents - 1} {
