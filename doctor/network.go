@@ -351,9 +351,9 @@ func (p *patient) checkRelayAddress(w *way) {
 
 // checkInterface reports whether it can be used, as far as that is known.
 func (p *patient) checkInterface(name string) bool {
-	observer := newObserver()
-	defer observer.Close()
-	err := observer.CheckInterface(name)
+	prober := newProber()
+	defer prober.Close()
+	err := prober.CheckInterface(name)
 	f := Finding{Check: "interface", Status: Fault}
 	switch {
 	case err == nil:

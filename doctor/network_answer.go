@@ -58,7 +58,7 @@ type trial struct {
 // stranger reports whether it asked as a client that the server doesn't know.
 func (t *trial) stranger() bool { return t.as.MAC == lease.MAC{} }
 
-func newObserver() *dhcp.Client {
+func newProber() *dhcp.Client {
 	return dhcp.NewProber(lease.Options{}, slog.New(slog.DiscardHandler))
 }
 
@@ -131,15 +131,15 @@ func (w *way) networks() (networks []lease.PoolStatus) {
 
 // ask makes the trials, of all servers at the same time.
 func (n *network) ask(ctx context.Context, p *patient, ways []*way) {
-	observer := newObserver()
-	defer observer.Close()
+	prober := newProber()
+	defer prober.Close()
 	var asked []*interview
 	places := make(chan struct{}, atOnce)
 	for _, w := range ways {
 		at := slices.IndexFunc(asked, func(i *interview) bool { return i.ways[0].asks(w) })
 		if at < 0 {
 			at = len(asked)
-			asked = append(asked, &interview{observer: observer, places: places})
+			asked = append(asked, &interview{prober: prober, places: places})
 			if end, bound := ctx.Deadline(); bound {
 				asked[at].end = end.Add(-silentTime - afterwards)
 			}
@@ -162,7 +162,7 @@ func (w *way) asks(other *way) bool { return w.iface == other.iface && w.to == o
 // interview is all trials of one server, or of those of one LAN.
 type interview struct {
 	ways     []*way
-	observer *dhcp.Client
+	prober *dhcp.Client
 	places   chan struct{} // of the trials that run
 	end      time.Time     // when the last one may begin; zero: any time
 	began    time.Time
@@ -268,7 +268,7 @@ func (i *interview) try(ctx context.Context, trials []*trial) {
 			trials = trials[1:]
 			running++
 			go func() {
-				t.run(ctx, i.observer)
+				t.run(ctx, i.prober)
 				<-i.places
 				over <- t
 			}()
@@ -281,7 +281,7 @@ func (i *interview) try(ctx context.Context, trials []*trial) {
 	}
 }
 
-func (t *trial) run(ctx context.Context, observer *dhcp.Client) {
+func (t *trial) run(ctx context.Context, prober *dhcp.Client) {
 	ctx, cancel := context.WithTimeout(ctx, silentTime)
 	defer cancel()
 	pool := lease.Pool{Options: t.needs[0].options}
@@ -297,7 +297,7 @@ func (t *trial) run(ctx context.Context, observer *dhcp.Client) {
 			pinged.Go(func() { t.ping(ctx) })
 		}
 	}
-	t.offers, t.xid, t.err = observer.ProbeAs(ctx, pool, t.as)
+	t.offers, t.xid, t.err = prober.ProbeAs(ctx, pool, t.as)
 	t.ended = time.Now()
 	if len(t.offers) > 0 {
 		cancel()

@@ -37,7 +37,7 @@ func TestWrongConfiguration(t *testing.T) {
 		{"server in the environment", nil, []string{"DHCP_SERVER=10.10.0.1,,10.10.0.3"}, []string{"dhcp_server", `"10.10.0.1,,10.10.0.3"`}},
 		{"server's port", []string{"--dhcp-server", "10.10.0.1:0"}, nil, []string{"10.10.0.1:0", ":port of 1 to 65535"}},
 		{"relay address", []string{"--listen-addr", "eth0"}, nil, []string{"listen_addr", `"eth0"`, "IPv4 address of this host"}},
-		{"time in the file", file("DHCP_TIMEOUT=soon\n"), nil, []string{"dhcp-timeout", `"soon"`}},
+		{"time in the file", file("DHCP_TIMEOUT=soon\n"), nil, []string{"daemon.conf:1", "DHCP_TIMEOUT", `"soon"`, "30s"}},
 		{"no time", []string{"--dhcp-timeout", "0s"}, nil, []string{"DHCP_TIMEOUT", "above zero"}},
 		{"driver's name", []string{"--driver-name", "../talkingdata"}, nil, []string{"DRIVER_NAME", "../talkingdata"}},
 		{"unknown flag", []string{"--dhcp-servers", "10.10.0.1"}, nil, []string{"dhcp-servers"}},

@@ -384,7 +384,7 @@ func TestSettingsOfTheOldPackage(t *testing.T) {
 				"oam-docker-ipam: not copied from /etc/oam-docker-ipam/oam-docker-ipam.conf, since this version refuses it: LISTEN_ADDR=eth0: " +
 				"oam-docker-ipam: configuration: environment variable LISTEN_ADDR: option listen_addr=\"eth0\": want an IPv4 address of this host, or 0.0.0.0 to let its routing choose\n" +
 				"oam-docker-ipam: not copied from /etc/oam-docker-ipam/oam-docker-ipam.conf, since this version refuses it: IPAM_DEBUG=yes: " +
-				"oam-docker-ipam: could not parse \"yes\" as bool value from environment variable IPAM_DEBUG for flag debug: parse error\n",
+				"oam-docker-ipam: configuration: environment variable IPAM_DEBUG: IPAM_DEBUG=\"yes\": want true or false\n",
 		},
 		"servers without commas": {old: "DHCP_SERVER=\"10.0.0.1 10.0.0.2\"\n", want: none},
 		"a comma too many":       {old: "DHCP_SERVER=10.0.0.1,\n", want: none},
