@@ -161,12 +161,12 @@ func (w *way) asks(other *way) bool { return w.iface == other.iface && w.to == o
 
 // interview is all trials of one server, or of those of one LAN.
 type interview struct {
-	ways     []*way
+	ways   []*way
 	prober *dhcp.Client
-	places   chan struct{} // of the trials that run
-	end      time.Time     // when the last one may begin; zero: any time
-	began    time.Time
-	trials   []*trial // that are over
+	places chan struct{} // of the trials that run
+	end    time.Time     // when the last one may begin; zero: any time
+	began  time.Time
+	trials []*trial // that are over
 }
 
 // hold makes the trials: on each way one for a network, then those for the
