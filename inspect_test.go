@@ -33,7 +33,7 @@ func otherLease() lease.Change {
 		}},
 		PutLeases: []lease.Lease{{
 			Pool: id, MAC: lease.MAC{2, 0, 0, 0, 0, 10}, Name: "web", Container: strings.Repeat("c0ffee00", 8), ClientID: []byte{1, 2}, Prefix: netip.MustParsePrefix("198.51.100.10/24"),
-			Server: netip.MustParseAddr("192.0.2.3"), Via: netip.MustParseAddrPort("192.0.2.3:67"), Obtained: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
+			Server: netip.MustParseAddr("192.0.2.3"), Via: netip.MustParseAddrPort("192.0.2.3:67"), Obtained: time.Date(2026, 1, 2, 3, 4, 5, 5e8, time.UTC), // far from the next second: clocks are read
 			Options: []byte{53, 1, 5, 54, 4, 192, 0, 2, 3, 51, 4, 255, 255, 255, 255, 1, 4, 255, 255, 255, 0, 3, 4, 198, 51, 100, 1, 6, 8, 198, 51, 100, 1, 198, 51, 100, 2},
 		}},
 		PutEvents: someEvents(id),
