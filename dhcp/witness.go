@@ -191,7 +191,7 @@ func readSighting(packet []byte) (s Sighting, ok bool) {
 	}
 	if ip.Protocol == layers.IPProtocolICMPv4 {
 		var icmp layers.ICMPv4
-		if icmp.DecodeFromBytes(ip.Payload, gopacket.NilDecodeFeedback) != nil {
+		if icmp.DecodeFromBytes(ip.Payload, gopacket.NilDecodeFeedback) != nil || icmp.TypeCode.Type() != layers.ICMPv4TypeDestinationUnreachable {
 			return s, false
 		}
 		// It carries the beginning of what it is about: at least the ports.

@@ -135,7 +135,9 @@ func FuzzSighting(f *testing.F) {
 		f.Add(ipPacket(b))
 	}
 	icmp := []byte{0x45, 0, 0, 56, 0, 0, 0, 0, 64, 1, 0, 0, 10, 10, 0, 1, 10, 10, 0, 2, 3, 3, 0, 0, 0, 0, 0, 0}
-	f.Add(append(icmp, ipPacket(nil)...))
+	f.Add(append(slices.Clone(icmp), ipPacket(nil)...))
+	icmp[20] = 0 // no error but an echo's answer
+	f.Add(append(slices.Clone(icmp), ipPacket(nil)...))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s, ok := readSighting(slices.Clone(b))
 		switch {
