@@ -1,10 +1,8 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -42,7 +40,7 @@ func eventsCommand(file *conf.File, stdout, stderr io.Writer) *cli.Command {
 			}
 			show := func(e lease.Event) error { _, err := fmt.Fprintln(stdout, eventLine(e)); return err }
 			if cmd.Bool("json") {
-				show = func(e lease.Event) error { return printJSONLine(stdout, e) }
+				show = func(e lease.Event) error { return writeJSON(stdout, e, "") }
 			}
 			return events(ctx, socket(cmd), q, show, stderr)
 		},
@@ -134,18 +132,6 @@ func parseAgo(text string) (time.Duration, error) {
 		return ago, err
 	}
 	return time.Duration(n)*day + ago, err
-}
-
-// printJSONLine is printJSON in one line.
-func printJSONLine(w io.Writer, v any) error {
-	var text bytes.Buffer
-	e := json.NewEncoder(&text)
-	e.SetEscapeHTML(false)
-	if err := e.Encode(v); err != nil {
-		return err
-	}
-	_, err := w.Write(escaped(text.Bytes()))
-	return err
 }
 
 // eventLine is an event for people: what isn't known of it is a hyphen.

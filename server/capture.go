@@ -3,12 +3,9 @@ package server
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
-	"maps"
 	"net/http"
 	"net/url"
-	"slices"
 	"strconv"
 	"time"
 )
@@ -44,33 +41,24 @@ func (o operator) capture(w http.ResponseWriter, r *http.Request) {
 // negative where it has no end.
 func parseCapture(raw string) (what Capture, length time.Duration, err error) {
 	length = -1
-	v, err := url.ParseQuery(raw)
-	for _, name := range slices.Sorted(maps.Keys(v)) {
-		if err != nil {
-			break
-		}
-		text := v.Get(name)
+	err = parameters(raw, "container, pool, last and for", func(name, text string, _ []string) (known bool, err error) {
 		switch name {
 		case "container":
 			what.Container = text
 		case "pool":
 			what.Pool = text
 		case "last":
-			var last uint64
-			last, err = strconv.ParseUint(text, 10, 31)
-			what.Last = int(last)
+			what.Last, err = parseCount(text)
 		case "for":
 			length, err = time.ParseDuration(text)
 			if err == nil && length < 0 {
 				err = errors.New("want a time such as 30s, or 0s for what is remembered alone")
 			}
 		default:
-			err = errors.New("there are container, pool, last and for")
+			return false, nil
 		}
-		if err != nil {
-			err = fmt.Errorf("parameter %s=%q: %w", name, text, err)
-		}
-	}
+		return true, err
+	})
 	return what, length, err
 }
 

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"iter"
-	"maps"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -79,37 +78,28 @@ func (q EventQuery) values() url.Values {
 }
 
 func parseEventQuery(raw string) (q EventQuery, err error) {
-	v, err := url.ParseQuery(raw)
-	for _, name := range slices.Sorted(maps.Keys(v)) {
-		if err != nil {
-			break
-		}
-		text := v.Get(name)
+	err = parameters(raw, "since, after, event, key, limit and follow", func(name, text string, all []string) (known bool, err error) {
 		switch name {
 		case "since":
 			q.Since, err = time.Parse(time.RFC3339Nano, text)
 		case "after":
 			q.After, err = strconv.ParseUint(text, 10, 64)
 		case "event":
-			for _, text := range v[name] {
+			for _, text := range all {
 				kind, unknown := ParseEventKind(text)
 				q.Kinds, err = append(q.Kinds, kind), cmp.Or(err, unknown)
 			}
 		case "key":
 			q.Key = text
 		case "limit":
-			var limit uint64
-			limit, err = strconv.ParseUint(text, 10, 31)
-			q.Limit = int(limit)
+			q.Limit, err = parseCount(text)
 		case "follow":
 			q.Follow, err = strconv.ParseBool(text)
 		default:
-			err = fmt.Errorf("there are since, after, event, key, limit and follow")
+			return false, nil
 		}
-		if err != nil {
-			err = fmt.Errorf("parameter %s=%q: %w", name, text, err)
-		}
-	}
+		return true, err
+	})
 	return q, err
 }
 

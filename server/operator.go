@@ -9,9 +9,12 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -88,6 +91,32 @@ func (o operator) route(r *mux.Router) {
 	get(settingsPath, o.inForce)
 	get(healthPath, o.health)
 	get(examinePath, o.examine)
+}
+
+// parameters has each parameter of a query taken, in the order of their names, with
+// its first text and all of them. There are those that are listed.
+func parameters(raw, listed string, take func(name, text string, all []string) (known bool, err error)) error {
+	values, err := url.ParseQuery(raw)
+	if err != nil {
+		return err
+	}
+	for _, name := range slices.Sorted(maps.Keys(values)) {
+		text := values.Get(name)
+		known, err := take(name, text, values[name])
+		if !known {
+			err = errors.New("there are " + listed)
+		}
+		if err != nil {
+			return fmt.Errorf("parameter %s=%q: %w", name, text, err)
+		}
+	}
+	return nil
+}
+
+// parseCount reads how many of something are wanted.
+func parseCount(text string) (int, error) {
+	n, err := strconv.ParseUint(text, 10, 31)
+	return int(n), err
 }
 
 // maxRemembering is how many answers at the same time may have all events in
